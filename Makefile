@@ -1,0 +1,83 @@
+# The verbs of the project: `make` lists them. Needs Python 3.11 or newer and nothing else.
+
+SHELL = /bin/sh
+.DEFAULT_GOAL = help
+# Verbs share one environment and one set of ports: `make -j` runs them one after the other.
+.NOTPARALLEL:
+.PHONY: help up down status logs serve test test-all check format bench lock clean
+
+# Set, these reach the programs; set to nothing, they do not.
+ifneq ($(strip $(PORT)),)
+export PORT
+else
+unexport PORT
+endif
+ifneq ($(strip $(MLFLOW_PORT)),)
+export MLFLOW_PORT
+else
+unexport MLFLOW_PORT
+endif
+
+BIN = .venv/bin
+# Any Python will do: tools/setup.py finds one that is new enough (PYTHON= names it).
+# -S: the tools need the standard library only, and start in half the time.
+ANY_PYTHON = python=$$(command -v "$(or $(PYTHON),python3)" || command -v python3.11 \
+	|| command -v python3.12 || command -v python3.13) || { \
+	echo "Python 3.11 or newer is needed, found none: install python3.11" \
+	"or run make PYTHON=/path/to/python3.11 $@" >&2; exit 2; }; "$$python" -S
+SETUP = $(ANY_PYTHON) tools/setup.py
+# Verbs that only speak to what runs: without an environment, nothing does.
+ASK = if [ -x $(BIN)/mlops ]; then $(BIN)/mlops $@; \
+	else echo "nothing is running: no environment yet (make up makes it and starts all)"; fi
+
+help: ## list these verbs
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+up: ## start the API, its pages and MLflow in the background (PORT=8000 MLFLOW_PORT=5000)
+	@$(SETUP) runtime
+	@$(BIN)/mlops up
+
+down: ## stop what make up started
+	@$(ASK)
+
+status: ## say what runs, where, and which model answers
+	@$(ASK)
+
+logs: ## show what the services print
+	@$(ASK)
+
+serve: ## run the API in this terminal until Ctrl-C (PORT=8000)
+	@$(SETUP) runtime
+	@exec $(BIN)/mlops serve
+
+test: ## run the fast tests (ARGS="-k drift" adds options of pytest)
+	@$(SETUP) dev
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+
+test-all: test ## run the fast tests, then the slow ones: timed, privileged, packaging
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: ## check format, lint, types, layers and documents
+	@$(SETUP) dev
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/python tools/docs.py --check
+	@$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: ## put the code into its format, and mend what lint can mend
+	@$(SETUP) dev
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+bench: ## measure speed and accuracy
+	@$(SETUP) dev
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## pin the dependencies of pyproject.toml again (UPGRADE=1 takes newer ones)
+	@$(ANY_PYTHON) tools/lock.py
+
+clean: ## remove caches and the environment, never data, models, runs or logs
+	@if [ -x $(BIN)/mlops ]; then $(BIN)/mlops down || true; fi
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	@find api benchmarks src tests tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null; :

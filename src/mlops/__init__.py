@@ -1,0 +1,41 @@
+"""From a table to a trained, tracked, packaged, served and monitored model.
+
+The loop, in order, each a function here and a verb of the command `mlops`:
+
+    prepare("housing")     write data/housing.csv from its source, cleaned and checked
+    train("housing")       fit, compare, track every candidate; seal and register the winner
+    promote("housing")     ask the gates, then make the newest version champion
+    predict("housing", rows)   answer rows with the champion, and log them
+    logs("housing")        what was asked and answered
+    serve("housing")       the web application (ASGI)
+    up()                   all of it, in the background
+
+Each is imported when it is first used: training needs libraries that serving can do without.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = {
+    "prepare": "mlops.loop.prepare",
+    "train": "mlops.loop.train",
+    "promote": "mlops.loop.promote",
+    "predict": "mlops.loop.predict",
+    "logs": "mlops.loop.logs",
+    "show": "mlops.loop.show",
+    "runs": "mlops.loop.show",
+    "serve": "mlops.loop.serve",
+    "up": "mlops.loop.up",
+}
+
+__all__ = ["__version__", *_VERBS]  # noqa: PLE0604  # the verbs are names
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return getattr(importlib.import_module(_VERBS[name]), name)
+    raise AttributeError(f"module 'mlops' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Build: a raw table becomes a fitted, measured pipeline."""

@@ -1,0 +1,206 @@
+"""The data file of a use case: written once from its source, checked on every load.
+
+`prepare` writes `data/<use case>.csv`; everything after it reads that file. A user who edits the
+file trains on the edit, and is told that it no longer equals its source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from mlops.errors import DataError
+from mlops.usecase import SEED, TEST_SHARE, UseCase
+
+SHOWN_VIOLATIONS = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """A checked data file. `dropped` rows had a missing value. `origin` says where it is from."""
+
+    frame: pd.DataFrame
+    path: Path
+    dropped: int
+    fingerprint: str
+    origin: str
+    reused: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Split:
+    """Rows to learn from and rows to be measured on, as request fields and targets.
+
+    `X_*` are data frames with the request fields as columns; `y_*` are numbers, for a
+    classification the number of the class. `shared_rows` counts test rows that equal, in every
+    field and the target, some training row.
+    """
+
+    X_train: pd.DataFrame
+    X_test: pd.DataFrame
+    y_train: np.ndarray
+    y_test: np.ndarray
+    shared_rows: int
+
+
+def data_file(use_case: UseCase, folder: Path) -> Path:
+    return folder / f"{use_case.name}.csv"
+
+
+def prepare(use_case: UseCase, folder: Path, *, force: bool = False) -> Table:
+    """Write the data file from its source, cleaned and checked, unless it is there already.
+
+    Raises `DataError` when source or file break the schema. The file appears whole or not at all.
+    """
+    path = data_file(use_case, folder)
+    if path.exists() and not force:
+        return dataclasses.replace(read_table(use_case, folder), reused=True)
+    source = use_case.load()
+    frame, dropped = clean(use_case, source.table, name=source.origin)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".csv.unfinished")
+    try:
+        frame.to_csv(unfinished, index=False, lineterminator="\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Table(frame, path, dropped, fingerprint(frame), source.origin)
+
+
+def read_table(use_case: UseCase, folder: Path) -> Table:
+    """Read the data file and check it. Raises `DataError`, naming column, row and rule."""
+    path = data_file(use_case, folder)
+    if not path.exists():
+        raise DataError(f"{path} does not exist", f"write it with: mlops prepare {use_case.name}")
+    try:
+        raw = pd.read_csv(path, float_precision="round_trip")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is not a readable CSV file: {error}",
+            f"rewrite it with: mlops prepare {use_case.name} --force",
+        ) from None
+    frame, dropped = clean(use_case, raw, name=str(path))
+    return Table(frame, path, dropped, fingerprint(frame), str(path))
+
+
+def clean(use_case: UseCase, table: pd.DataFrame, *, name: str) -> tuple[pd.DataFrame, int]:
+    """Drop rows with a missing value, check the rest; return them and how many were dropped.
+
+    Rows keep their order and, as index, their number in the original table, so that a violation
+    can be found in the file.
+    """
+    needed = [*_columns(use_case), use_case.target.column]
+    missing = [column for column in needed if column not in table.columns]
+    if missing:
+        raise DataError(
+            f"{name} lacks the column {missing[0]!r}"
+            + (f" and {len(missing) - 1} more: {', '.join(missing[1:])}" if missing[1:] else ""),
+            f"its columns must include {', '.join(needed)}",
+        )
+    complete = table.dropna(subset=needed)
+    if complete.empty:
+        raise DataError(f"{name} has no complete row", "add rows without missing values")
+    violations = _violations(use_case, complete)
+    if violations:
+        more = len(violations) - SHOWN_VIOLATIONS
+        lines = "\n  ".join(violations[:SHOWN_VIOLATIONS])
+        tail = f"\n  and {more:,} more" if more > 0 else ""
+        raise DataError(
+            f"{name} breaks the schema of {use_case.name} in {len(violations):,} "
+            f"place{'s' if len(violations) > 1 else ''}:\n"
+            f"  {lines}{tail}\n",
+            "correct or remove these rows",
+        )
+    return complete.reset_index(drop=True), len(table) - len(complete)
+
+
+def _columns(use_case: UseCase) -> list[str]:
+    return [feature.column for feature in use_case.features]
+
+
+def _violations(use_case: UseCase, frame: pd.DataFrame) -> list[str]:
+    """Return one line for each value that breaks its rule: column, row, value and rule."""
+    from pandera.errors import SchemaErrors
+    from pandera.pandas import Check, Column, DataFrameSchema
+
+    target = use_case.target
+    limits = [(f.column, f.low, f.high, f.unit) for f in use_case.features]
+    if not target.labels:
+        limits.append((target.column, target.low, target.high, target.unit))
+    columns = {
+        column: Column(
+            float,
+            Check.in_range(low, high, error=f"must be from {low:g} to {high:g} {unit}"),
+            coerce=True,
+        )
+        for column, low, high, unit in limits
+    }
+    if target.labels:
+        allowed = f"must be one of {', '.join(target.labels)}"
+        columns[target.column] = Column(None, Check.isin(target.labels, error=allowed))
+    try:
+        DataFrameSchema(columns).validate(frame, lazy=True)
+    except SchemaErrors as found:
+        cases = found.failure_cases
+        cases = cases[cases["index"].notna()].drop_duplicates(["column", "index"])
+        return [_violation(case) for case in cases.sort_values("index").itertuples()]
+    return []
+
+
+def _violation(case: Any) -> str:
+    rule = "must be a number" if "coerce" in str(case.check) else case.check
+    # Line 1 of the file is the header, and people count from one.
+    return f"column {case.column}, line {int(case.index) + 2}: {case.failure_case!r} {rule}"
+
+
+def fields_and_target(use_case: UseCase, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the request fields, shape (n, fields) float64, and the target, shape (n,)."""
+    X = frame[_columns(use_case)].astype(float).set_axis(list(use_case.fields), axis=1)
+    target = frame[use_case.target.column]
+    if use_case.target.labels:
+        numbers = {label: number for number, label in enumerate(use_case.target.labels)}
+        return X, target.map(numbers).to_numpy(dtype=np.int64)
+    return X, target.to_numpy(dtype=float)
+
+
+def split(use_case: UseCase, frame: pd.DataFrame) -> Split:
+    """Set 20 % aside, seeded; stratified for a classification; count rows on both sides."""
+    X, y = fields_and_target(use_case, frame)
+    X_train, X_test, y_train, y_test = train_test_split(
+        X,
+        y,
+        test_size=TEST_SHARE,
+        random_state=SEED,
+        stratify=y if use_case.is_classification else None,
+    )
+    seen = {row.tobytes() for row in np.column_stack([X_train, y_train])}
+    shared = sum(row.tobytes() in seen for row in np.column_stack([X_test, y_test]))
+    return Split(X_train, X_test, y_train, y_test, shared)
+
+
+def fingerprint(frame: pd.DataFrame) -> str:
+    """Return a SHA-256 over every value of every column, the same for any order of the rows.
+
+    Columns are taken by name. Numbers count by value (1 equals 1.0, and -0.0 equals 0.0), texts
+    by their UTF-8 bytes.
+    """
+    names = sorted(frame.columns)
+    parts = []
+    for name in names:
+        column = frame[name]
+        if pd.api.types.is_numeric_dtype(column):
+            values = column.to_numpy(dtype=np.float64) + 0.0
+        else:
+            values = np.array([str(value).encode() for value in column])
+        parts.append(values.view(np.uint8).reshape(len(frame), -1))
+    rows = np.ascontiguousarray(np.hstack(parts))
+    as_one_value = rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
+    digest = hashlib.sha256("\x1f".join(names).encode())
+    digest.update(np.sort(as_one_value).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""Fit every candidate, compare by cross-validation, score the test rows once.
+
+Cross-validation on the training rows decides; the test rows are looked at once per candidate and
+decide nothing. Every fold fits the whole pipeline, the scaler included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    mean_absolute_error,
+    mean_squared_error,
+    r2_score,
+)
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.pipeline import Pipeline
+
+from mlops.build.data import Split
+from mlops.build.pipeline import unfitted_pipeline
+from mlops.errors import TrainingError
+from mlops.usecase import FOLDS, SEED, Candidate, UseCase
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trained:
+    """One candidate, fitted on the training rows and measured.
+
+    `metrics` holds the test scores under their plain names (`r2_score`, `mse`, …), and under
+    `cv_<name>_mean` and `cv_<name>_std` the mean over the folds and the standard deviation
+    between them. `fold_scores` are the deciding metric's, fold by fold.
+    """
+
+    candidate: Candidate
+    pipeline: Pipeline
+    metrics: dict[str, float]
+    fold_scores: tuple[float, ...]
+    seconds: float
+
+
+def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Trained:
+    """Cross-validate on the training rows, fit on all of them, score the test rows once."""
+    started = time.perf_counter()
+    X, y = split.X_train, split.y_train
+    folds = []
+    for fit_rows, held_out in _folds(use_case).split(X, y):
+        pipeline = _fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows])
+        folds.append(scores(use_case, y[held_out], pipeline.predict(X.iloc[held_out])))
+    pipeline = _fit(candidate, use_case, X, y)
+    metrics = scores(use_case, split.y_test, pipeline.predict(split.X_test))
+    for name in folds[0]:
+        values = [fold[name] for fold in folds]
+        metrics[f"cv_{name}_mean"] = float(np.mean(values))
+        metrics[f"cv_{name}_std"] = float(np.std(values, ddof=1))
+    return Trained(
+        candidate,
+        pipeline,
+        metrics,
+        tuple(fold[use_case.metric] for fold in folds),
+        time.perf_counter() - started,
+    )
+
+
+def baseline(use_case: UseCase, split: Split) -> dict[str, float]:
+    """Return the test scores of a model that ignores its inputs: the mean, or the largest class."""
+    dummy: Any = DummyClassifier() if use_case.is_classification else DummyRegressor()
+    dummy.fit(split.X_train, split.y_train)
+    return scores(use_case, split.y_test, dummy.predict(split.X_test))
+
+
+def winner(use_case: UseCase, trained: list[Trained]) -> Trained:
+    """Return the best mean over the folds; the one declared first among equals."""
+    return max(trained, key=lambda one: one.metrics[f"cv_{use_case.metric}_mean"])
+
+
+def scores(use_case: UseCase, actual: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Return the metrics of the task. Errors are in the target's unit, `mse` in its square."""
+    if use_case.is_classification:
+        return {
+            "accuracy": float(accuracy_score(actual, predicted)),
+            "f1_score": float(f1_score(actual, predicted, average="macro", zero_division=0)),
+        }
+    mse = float(mean_squared_error(actual, predicted))
+    return {
+        "mse": mse,
+        "rmse": mse**0.5,
+        "mae": float(mean_absolute_error(actual, predicted)),
+        "r2_score": float(r2_score(actual, predicted)),
+    }
+
+
+def _folds(use_case: UseCase) -> KFold | StratifiedKFold:
+    kind = StratifiedKFold if use_case.is_classification else KFold
+    return kind(n_splits=FOLDS, shuffle=True, random_state=SEED)
+
+
+def _fit(candidate: Candidate, use_case: UseCase, X: pd.DataFrame, y: np.ndarray) -> Pipeline:
+    pipeline = unfitted_pipeline(use_case, candidate)
+    try:
+        with warnings.catch_warnings():
+            # A model that did not converge is no candidate: better to stop than to compare it.
+            warnings.simplefilter("error", ConvergenceWarning)
+            return pipeline.fit(X, y)
+    except ConvergenceWarning as warning:
+        raise TrainingError(
+            f"{candidate.name} did not converge: {str(warning).splitlines()[0]}",
+            f"allow it more iterations where {use_case.name} declares it",
+        ) from None

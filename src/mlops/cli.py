@@ -1,0 +1,322 @@
+"""The command `mlops`: a verb of the loop each. Tables for people, `--json` for machines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mlops import tables
+from mlops.errors import MlopsError, UsageError
+from mlops.loop.report import OnConsole
+from mlops.settings import Settings, read_settings
+
+app = typer.Typer(
+    name="mlops",
+    help="From a table to a trained, tracked, packaged, served and monitored model.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+UseCaseName = Annotated[str, typer.Argument(metavar="USE_CASE", help="housing or iris")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; end with 0, or with one line on standard error and another code."""
+    try:
+        app(args=arguments)
+    except MlopsError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        # A full disk, a missing permission: the user's to mend, and said in one line.
+        where = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{where}")
+        sys.exit(1)
+
+
+@app.command()
+def up(
+    use_cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[USE_CASE]...", help="All, unless named")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare, train, track, seal, register, promote and serve; reuse what is still valid.
+
+    Server and MLflow run in the background until `mlops down`.
+
+    Examples: `mlops up` · `PORT=8001 mlops up housing`
+    """
+    from mlops.loop.up import up as run
+
+    result = run(tuple(use_cases or ()), report=_report())
+    _print(result, as_json, lambda: tables.up(result, _out))
+
+
+@app.command()
+def down(as_json: AsJson = False) -> None:
+    """Stop what `mlops up` started. Nothing is lost: accepted requests are answered first.
+
+    Example: `mlops down`
+    """
+    from mlops.loop import services
+
+    settings = read_settings()
+    stopped = [spec for spec in ("server", "mlflow") if services.stop(settings, spec)]
+    text = f"stopped: {', '.join(stopped)}" if stopped else "nothing was running"
+    _print({"stopped": stopped}, as_json, lambda: _out.print(text))
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Say what is running, how it is, and who is champion. Exit code 1 if anything is not well.
+
+    Examples: `mlops status` · `mlops status --json`
+    """
+    from mlops.loop.status import status as look
+
+    result = look(read_settings())
+    _print(result, as_json, lambda: tables.status(result, _out))
+    if not result["well"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    use_cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[USE_CASE]...", help="All, unless named")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port (PORT)")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind (MLOPS_HOST)")] = None,
+) -> None:
+    """Serve in the foreground until Ctrl-C.
+
+    Several use cases stand under their names, and root `/predict` is the first one's; a single
+    one has its routes at the root.
+
+    Examples: `mlops serve` · `mlops serve iris --port 8001`
+    """
+    from mlops.loop.foreground import serve_in_foreground
+
+    given = {"PORT": port, "MLOPS_HOST": host}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    serve_in_foreground(tuple(use_cases or ()), read_settings(**overrides))
+
+
+@app.command()
+def prepare(
+    use_case: UseCaseName,
+    force: Annotated[bool, typer.Option("--force", help="Write it anew from the source")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write `data/<use case>.csv` from its source, cleaned and checked.
+
+    A file that is there already is checked and kept.
+
+    Examples: `mlops prepare housing` · `mlops prepare iris --force`
+    """
+    from mlops.loop.prepare import prepare as run
+
+    table = run(use_case, force=force)
+    result = {
+        "use_case": use_case,
+        "path": str(table.path),
+        "rows": len(table.frame),
+        "columns": list(table.frame.columns),
+        "dropped": table.dropped,
+        "fingerprint": table.fingerprint,
+        "origin": table.origin,
+        "reused": table.reused,
+    }
+    _print(result, as_json, lambda: tables.prepared(result, _out))
+
+
+@app.command()
+def train(
+    use_case: UseCaseName,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Train this candidate alone (may be repeated)")
+    ] = None,
+    promote_winner: Annotated[
+        bool, typer.Option("--promote", help="Then ask the gates and promote the winner")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit, compare and track every candidate; seal and register the winner.
+
+    Examples: `mlops train housing` · `mlops train housing --only LinearRegression` ·
+    `mlops train iris --promote`
+    """
+    from mlops.loop.promote import promote as promote_version
+    from mlops.loop.train import train as run
+
+    report = _report()
+    result = run(use_case, only=tuple(only or ()), report=report)
+    _print(result, as_json, lambda: tables.training(result, _out))
+    if promote_winner:
+        promotion = promote_version(use_case, result.registered[0].version, report=report)
+        if not as_json:
+            tables.promotion(promotion, _out)
+
+
+@app.command()
+def runs(use_case: UseCaseName, as_json: AsJson = False) -> None:
+    """List the tracked runs of a use case, newest first.
+
+    Example: `mlops runs housing`
+    """
+    from mlops.loop.show import runs as run
+
+    result = run(use_case)
+    _print(result, as_json, lambda: tables.runs(use_case, result, _out))
+
+
+@app.command()
+def show(use_case: UseCaseName, as_json: AsJson = False) -> None:
+    """Show fields with units and limits, versions, champion and decisions.
+
+    Example: `mlops show housing`
+    """
+    from mlops.loop.show import show as run
+
+    result = run(use_case)
+    _print(result, as_json, lambda: tables.shown(result, _out))
+
+
+@app.command()
+def promote(
+    use_case: UseCaseName,
+    version: Annotated[int | None, typer.Argument(help="The newest, unless told")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overrule the gates")] = False,
+    reason: Annotated[str, typer.Option(help="Why; the ledger keeps it")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask the gates, then make a version champion. A running server follows within a second.
+
+    Examples: `mlops promote housing` ·
+    `mlops promote housing 1 --force --reason "version 2 misprices the coast"`
+    """
+    from mlops.loop.promote import promote as run
+
+    result = run(use_case, version, force=force, reason=reason, report=_report())
+    _print(result, as_json, lambda: tables.promotion(result, _out))
+
+
+@app.command()
+def predict(
+    use_case: UseCaseName,
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="One row")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Many rows: a CSV file with the fields as columns")
+    ] = None,
+    version: Annotated[int | None, typer.Option(help="The champion, unless told")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer rows on the same path as the server: validated, predicted, logged.
+
+    Examples: `mlops predict iris sepal_length=5.1 sepal_width=3.5 petal_length=1.4 petal_width=0.2`
+    · `mlops predict housing --csv rows.csv --json`
+    """
+    from mlops.loop.predict import predict as run
+
+    if bool(fields) == bool(table):
+        raise UsageError(
+            "give either one row or a file", f"see: mlops predict --help, or mlops show {use_case}"
+        )
+    rows = _read_rows(table) if table else [_parse_row(fields or [])]
+    answers = run(use_case, rows, number=version)
+    result = answers if table else answers[0]
+    _print(result, as_json, lambda: tables.answers(answers, _out))
+
+
+@app.command()
+def logs(
+    use_case: Annotated[
+        str | None, typer.Argument(metavar="[USE_CASE]", help="Output of the services, unless told")
+    ] = None,
+    last: Annotated[int, typer.Option(min=1, help="How many")] = 20,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="The requests that got no prediction")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the last predictions of a use case; without one, what the services printed.
+
+    Examples: `mlops logs housing --last 5` · `mlops logs housing --failures` · `mlops logs`
+    """
+    if use_case is None:
+        _service_logs(read_settings(), last, as_json)
+        return
+    from mlops.loop.logs import logs as run
+
+    result = run(use_case, last=last, failures=failures)
+    draw = tables.failures if failures else tables.predictions
+    _print(result, as_json, lambda: draw(use_case, result, _out))
+
+
+def _service_logs(settings: Settings, last: int, as_json: bool) -> None:
+    from mlops.loop import services
+
+    printed = {name: services.output(settings, name, last) for name in ("server", "mlflow")}
+    _print(printed, as_json, lambda: tables.service_logs(printed, _out))
+
+
+def _parse_row(fields: list[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals:
+            raise UsageError(f"{field!r} is not FIELD=VALUE", "write, say, latitude=37.8")
+        row[name] = _number(value)
+    return row
+
+
+def _read_rows(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file", "name a CSV file with the fields as columns")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return [{k: _number(v) for k, v in row.items() if k} for row in csv.DictReader(file)]
+
+
+def _number(text: str | None) -> float | str | None:
+    """Return the number that a text stands for, or the text for the schema to refuse."""
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return text
+
+
+def _print(result: Any, as_json: bool, draw: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(tables.plain(result), indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        draw()
+
+
+def _report() -> OnConsole:
+    """Progress goes to standard error, so that results can be piped."""
+    return OnConsole(Console(stderr=True))
+
+
+def _complain(line: str) -> None:
+    print(f"mlops: {line}", file=sys.stderr)  # noqa: T201
+
+
+# A pipe has no width of its own; 80 columns would fold most tables.
+_out = Console(width=None if sys.stdout.isatty() else 140)
+
+
+if __name__ == "__main__":
+    main()

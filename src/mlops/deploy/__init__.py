@@ -1,0 +1,1 @@
+"""Deploy: a bundle becomes a service that answers and records."""

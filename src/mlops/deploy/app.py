@@ -1,0 +1,302 @@
+"""The web application over one or several use cases.
+
+It is a FastAPI application, which documents every route and answers all but the hot ones. The hot
+routes are answered before FastAPI's middleware and routing, by the very handler that FastAPI would
+call: it only saves the way there, which is most of the cost of a small prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import fastapi_offline
+from fastapi import APIRouter, Body, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
+
+from mlops.deploy import problems
+from mlops.deploy.schemas import ErrorAnswer, answer_model, batch_answer_model
+from mlops.deploy.service import Headers, Reply, Service
+
+LARGEST_BODY = 16 * 1024 * 1024
+ASSETS = "/docs/assets"
+
+Handler = Callable[[bytes, Headers, str], Awaitable[Reply]]
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class App(FastAPI):
+    """FastAPI with a short way to the hot routes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(docs_url=None, redoc_url=None, **settings)
+        self.hot: dict[str, HotRoute] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            route = self.hot.get(scope["path"])
+            if route is not None:
+                await route.answer(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+class HotRoute:
+    """A POST route with a raw handler: body and headers in, status and JSON out."""
+
+    def __init__(self, path: str, service: Service, handler: Handler) -> None:
+        self.path = path
+        self.service = service
+        self.handler = handler
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
+        if body is None:
+            return  # the client went away before it had finished asking
+        headers = scope["headers"]
+        try:
+            reply = await self.reply(body, headers)
+        except Exception:
+            await _send(send, Reply(500, problems.as_json(_internal_error())))
+            raise  # the server's own log gets the traceback; the client does not
+        await _send(send, reply)
+
+    async def reply(self, body: bytes, headers: Headers) -> Reply:
+        if len(body) > LARGEST_BODY:
+            detail = problems.problem(
+                "too_large", f"the body is larger than {LARGEST_BODY:,} bytes", ("body",)
+            )
+            return await self.service.refuse(413, detail, body, headers, self.path)
+        return await self.handler(body, headers, self.path)
+
+
+def build_app(services: Sequence[Service], *, lifespan: Lifespan, version: str) -> App:
+    """Build the application: one use case at the root, or several, each under its name.
+
+    With several, the root speaks for all, and root `/predict` is the first one's.
+    """
+    combined = len(services) > 1
+    first = services[0]
+    app = App(
+        title="mlops-housing-pipeline" if combined else first.use_case.title,
+        description="Predictions that are validated, logged and explained by their version. "
+        + " ".join(service.use_case.description for service in services),
+        version=version,
+        lifespan=lifespan,
+        responses={422: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}},
+    )
+    for service in services if combined else ():
+        _add_routes(app, service, f"/{service.use_case.name}", service.use_case.title)
+    _add_routes(app, first, "", "root" if combined else first.use_case.title, everyone=services)
+    _add_docs(app)
+    _add_error_handlers(app)
+    return app
+
+
+def _add_routes(
+    app: App, service: Service, prefix: str, tag: str, *, everyone: Sequence[Service] = ()
+) -> None:
+    """Add a use case's routes. At the root, health and metrics speak for `everyone`."""
+    router = APIRouter(prefix=prefix, tags=[tag])
+    speaks_for = tuple(everyone) or (service,)
+    use_case = service.use_case
+    answers = answer_model(use_case)
+    _add_hot_route(
+        app,
+        router,
+        HotRoute(f"{prefix}/predict", service, service.predict),
+        summary=f"Predict {use_case.target.name} for one request",
+        body=service.request_model,
+        answer=answers,
+        examples={
+            name: {"summary": name, "value": value} for name, value in use_case.examples.items()
+        },
+    )
+    _add_hot_route(
+        app,
+        router,
+        HotRoute(f"{prefix}/predict/batch", service, service.predict_batch),
+        summary="Predict for many requests at once: all are answered, or none",
+        body=service.batch_model,
+        answer=batch_answer_model(use_case, answers),
+        examples={
+            "all examples": {
+                "summary": "all examples",
+                "value": {"instances": list(use_case.examples.values())},
+            }
+        },
+    )
+
+    async def health() -> dict[str, Any]:
+        """Say whether predictions are being answered, by which version, and if not, why."""
+        return _health(speaks_for)
+
+    async def live() -> dict[str, str]:
+        """Answer as long as the process does."""
+        return {"status": "alive"}
+
+    async def ready() -> JSONResponse:
+        """Answer 200 when predictions can be answered and logged, else 503 with the reason."""
+        answer = _health(speaks_for)
+        return JSONResponse(answer, 200 if answer["status"] == "healthy" else 503)
+
+    async def metrics() -> dict[str, Any]:
+        """Count what the log holds. The same after a restart."""
+        return _metrics(speaks_for)
+
+    root = prefix or "/"
+    router.add_api_route(root if not prefix else "", health, methods=["GET"], summary="Health")
+    router.add_api_route("/health/live", live, methods=["GET"], summary="Liveness")
+    router.add_api_route("/health/ready", ready, methods=["GET"], summary="Readiness")
+    router.add_api_route("/metrics", metrics, methods=["GET"], summary="Metrics")
+    app.include_router(router)
+
+
+def _add_hot_route(
+    app: App,
+    router: APIRouter,
+    hot: HotRoute,
+    *,
+    summary: str,
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    examples: dict[str, Any],
+) -> None:
+    """Document a route with FastAPI and let both ways to it end in the same handler."""
+
+    class Documented(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Any]:
+            async def handle(request: Request) -> Response:
+                reply = await hot.reply(await request.body(), request.headers.raw)
+                return Response(reply.body, reply.status, _retry(reply), "application/json")
+
+            return handle
+
+    def endpoint(body: Any) -> None:
+        """Validate, predict, record, respond."""
+
+    endpoint.__annotations__["body"] = body
+    endpoint.__defaults__ = (Body(openapi_examples=examples),)
+    documented = APIRouter(route_class=Documented)
+    documented.add_api_route(
+        hot.path.removeprefix(router.prefix),
+        endpoint,
+        methods=["POST"],
+        summary=summary,
+        response_model=answer,
+        operation_id=hot.path.strip("/").replace("/", "_"),
+    )
+    router.include_router(documented)
+    app.hot[hot.path] = hot
+
+
+def _health(services: Sequence[Service]) -> dict[str, Any]:
+    if len(services) == 1:
+        return services[0].health()
+    each = {service.use_case.name: service.health() for service in services}
+    ill = [name for name, health in each.items() if health["status"] != "healthy"]
+    return {
+        "status": "unavailable" if ill else "healthy",
+        "message": "; ".join(f"{name}: {each[name]['message']}" for name in ill)
+        or f"{' and '.join(each)} are answering",
+        "use_cases": each,
+    }
+
+
+def _metrics(services: Sequence[Service]) -> dict[str, Any]:
+    if len(services) == 1:
+        return services[0].metrics()
+    each = {service.use_case.name: service.metrics() for service in services}
+    updates = [counts["last_updated"] for counts in each.values() if counts["last_updated"]]
+    return {
+        "total_predictions": sum(counts["total_predictions"] for counts in each.values()),
+        "failed_requests": sum(counts["failed_requests"] for counts in each.values()),
+        "last_updated": max(updates, default=None),
+        "use_cases": each,
+    }
+
+
+def _add_docs(app: App) -> None:
+    """Serve the API documentation with its scripts, so that it works without a network."""
+    folder = f"{fastapi_offline.__path__[0]}/static"
+    app.mount(ASSETS, StaticFiles(directory=folder, check_dir=False))
+
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=f"{app.title} - try the API",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon.png",
+        )
+
+    async def redoc() -> Response:
+        return get_redoc_html(
+            openapi_url="openapi.json",
+            title=f"{app.title} - API reference",
+            redoc_js_url="docs/assets/redoc.standalone.js",
+            redoc_favicon_url="docs/assets/favicon.png",
+            with_google_fonts=False,
+        )
+
+    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/redoc", redoc, methods=["GET"], include_in_schema=False)
+
+
+def _add_error_handlers(app: App) -> None:
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        detail = problems.problem(f"http_{error.status_code}", str(error.detail), ("path",))
+        return JSONResponse({"detail": detail}, error.status_code, error.headers)
+
+    async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        detail = [{k: item[k] for k in ("type", "loc", "msg")} for item in error.errors()]
+        return JSONResponse({"detail": detail}, 422)
+
+    async def internal_error(_: Request, __: Exception) -> JSONResponse:
+        return JSONResponse({"detail": _internal_error()}, 500)
+
+    app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, invalid_request)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, internal_error)
+
+
+def _internal_error() -> list[dict[str, Any]]:
+    return problems.problem("internal_error", "this request met a defect of the server")
+
+
+def _retry(reply: Reply) -> dict[str, str]:
+    return {"retry-after": problems.RETRY_AFTER_SECONDS} if reply.status == 503 else {}
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Read the body, a little past what is allowed; None if the client disconnects."""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body"):
+        return body
+    parts, size = [body], len(body)
+    while message["type"] == "http.request" and message.get("more_body"):
+        message = await receive()
+        if size <= LARGEST_BODY:
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+    return None if message["type"] == "http.disconnect" else b"".join(parts)
+
+
+async def _send(send: Send, reply: Reply) -> None:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(reply.body)).encode()),
+        *((k.encode(), v.encode()) for k, v in _retry(reply).items()),
+    ]
+    start: Message = {"type": "http.response.start", "status": reply.status, "headers": headers}
+    await send(start)
+    await send({"type": "http.response.body", "body": reply.body})

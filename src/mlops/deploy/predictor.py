@@ -1,0 +1,151 @@
+"""From validated rows to predictions: one call of the model for all rows at hand.
+
+A `Champion` is a version with its opened bundle. It answers for as many rows as are waiting; each
+row's answer depends on that row alone, so answering together changes nothing but the cost.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+
+from mlops.records import Prediction
+from mlops.usecase import UseCase
+
+
+class Output(Protocol):
+    """What a model gives for n rows: inputs (n, i), prediction (n,), probabilities (n, k)."""
+
+    @property
+    def inputs(self) -> np.ndarray: ...
+    @property
+    def prediction(self) -> np.ndarray: ...
+    @property
+    def probabilities(self) -> np.ndarray | None: ...
+
+
+class Model(Protocol):
+    def run(self, rows: np.ndarray) -> Output: ...
+
+
+class OpenBundle(Protocol):
+    """What serving needs of an opened bundle."""
+
+    @property
+    def hash(self) -> str: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def signature(self) -> dict[str, Any]: ...
+
+
+class Champion:
+    """The registered version that answers."""
+
+    def __init__(self, use_case: UseCase, version: int, candidate: str, bundle: OpenBundle) -> None:
+        self.use_case = use_case
+        self.version = version
+        self.candidate = candidate
+        self.bundle = bundle
+        self._model = bundle.model
+        seen = bundle.signature["training_ranges"]
+        self._watched = (*use_case.fields, *_derived(use_case))
+        self._units = bundle.signature["units"]
+        self._low = np.array([seen[name][0] for name in self._watched])
+        self._high = np.array([seen[name][1] for name in self._watched])
+        self._derived = [use_case.input_names.index(name) for name in _derived(use_case)]
+
+    def predict(
+        self,
+        rows: Sequence[Sequence[float]],
+        inputs: Sequence[str],
+        clients: Sequence[str | None],
+    ) -> list[Prediction]:
+        """Answer rows of field values (in field order), each with its JSON text and its client."""
+        matrix = np.array(rows, dtype=np.float64)
+        output = self._model.run(matrix)
+        labels = self.use_case.target.labels
+        values = output.prediction.tolist()
+        now = utc_now()
+        version, bundle = self.version, self.bundle.hash
+        probabilities: Iterator[str | None]
+        if output.probabilities is None:
+            probabilities = iter([None] * len(values))
+        else:
+            probabilities = (
+                orjson.dumps(dict(zip(labels, row, strict=True))).decode()
+                for row in output.probabilities.tolist()
+            )
+        warnings = self._warnings(matrix, output.inputs)
+        return [
+            Prediction(
+                prediction_id=new_id(),
+                timestamp=now,
+                inputs=text,
+                prediction=labels[value] if labels else value,
+                probabilities=probability,
+                warnings=warnings.get(row),
+                model_version=version,
+                bundle=bundle,
+                client=client,
+            )
+            for row, (text, value, probability, client) in enumerate(
+                zip(inputs, values, probabilities, clients, strict=True)
+            )
+        ]
+
+    def _warnings(self, fields: np.ndarray, inputs: np.ndarray) -> dict[int, str]:
+        """Return, for rows unlike the training data, a JSON list that says in what."""
+        watched = np.hstack((fields, inputs[:, self._derived])) if self._derived else fields
+        outside = (watched < self._low) | (watched > self._high)
+        if not outside.any():
+            return {}
+        found: dict[int, list[str]] = {}
+        for row, column in np.argwhere(outside).tolist():
+            name = self._watched[column]
+            low, high = float(self._low[column]), float(self._high[column])
+            found.setdefault(row, []).append(
+                f"{name} = {float(watched[row, column]):.6g} is outside what training saw: "
+                f"{low:.6g} to {high:.6g} {self._units[name]}"
+            )
+        return {row: orjson.dumps(texts).decode() for row, texts in found.items()}
+
+
+def answer(use_case: UseCase, prediction: Prediction) -> dict[str, Any]:
+    """Return the JSON answer for a logged prediction; the same one each time it is asked for."""
+    target = use_case.target
+    body: dict[str, Any] = {target.name: prediction.prediction}
+    if prediction.probabilities is not None:
+        body[target.name] = target.labels.index(str(prediction.prediction))
+        body["predicted_label"] = prediction.prediction
+        body["probabilities"] = orjson.Fragment(prediction.probabilities)
+    body["prediction_id"] = prediction.prediction_id
+    body["model_version"] = prediction.model_version
+    body["warnings"] = orjson.Fragment(prediction.warnings or "[]")
+    return body
+
+
+def new_id() -> str:
+    """Return a UUID version 7 (RFC 9562): 48 bits of milliseconds, then random bits.
+
+    Ids rise with time, so the log's index on them only ever grows at its end.
+    """
+    random = int.from_bytes(os.urandom(10))
+    time_part = f"{time.time_ns() // 1_000_000:012x}"
+    tail = f"{(random & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000:016x}"
+    return f"{time_part[:8]}-{time_part[8:]}-7{random >> 68:03x}-{tail[:4]}-{tail[4:]}"
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601 in UTC, always 32 characters."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def _derived(use_case: UseCase) -> tuple[str, ...]:
+    return tuple(name for name in use_case.input_names if name not in use_case.fields)

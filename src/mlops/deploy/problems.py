@@ -1,0 +1,86 @@
+"""Errors as clients see them: `{"detail": [...]}`, always strict JSON, never a traceback."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from mlops.errors import MlopsError
+from mlops.usecase import UseCase
+
+LONGEST_INPUT = 200
+MOST_ERRORS = 100
+RETRY_AFTER_SECONDS = "1"
+
+
+def invalid(error: ValidationError, use_case: UseCase) -> list[dict[str, Any]]:
+    """Describe what pydantic found, each entry naming the field, the value and the limit.
+
+    `loc` is `["body", field]`, in a batch `["body", "instances", index, field]`.
+    """
+    units = {feature.name: feature.unit for feature in use_case.features}
+    found = error.errors(include_url=False, include_context=True)
+    return [_invalid(item, units, use_case.fields) for item in found[:MOST_ERRORS]]
+
+
+def problem(kind: str, message: str, loc: tuple[str | int, ...] = ()) -> list[dict[str, Any]]:
+    """Describe one error that is not about a field."""
+    return [{"type": kind, "loc": list(loc), "msg": message}]
+
+
+def from_error(error: MlopsError) -> list[dict[str, Any]]:
+    kind = type(error).__name__.removesuffix("Error")
+    return problem("".join(f"_{c.lower()}" if c.isupper() else c for c in kind)[1:], str(error))
+
+
+def as_json(detail: list[dict[str, Any]]) -> bytes:
+    return orjson.dumps({"detail": detail})
+
+
+def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[str, Any]:
+    loc = ["body", *item["loc"]]
+    kind = item["type"]
+    name = str(loc[-1])
+    limits = item.get("ctx", {})
+    unit = f" {units[name]}" if name in units else ""
+    shown = _shown(item["input"])
+    messages = {
+        "missing": f"{name} is missing",
+        "extra_forbidden": f"{name} is not a field; the fields are {', '.join(fields)}",
+        "finite_number": f"{name} must be a finite number",
+        "float_type": f"{name} must be a number, got {shown}",
+        "greater_than_equal": f"{name} must be at least {limits.get('ge')}{unit}, got {shown}",
+        "less_than_equal": f"{name} must be at most {limits.get('le')}{unit}, got {shown}",
+        "repeated_name": f"{name} is given more than once",
+        "model_type": "must be a JSON object with the fields " + ", ".join(fields),
+    }
+    answer = {"type": kind, "loc": loc, "msg": messages.get(kind, item["msg"])}
+    # The whole body is no help in naming what is missing from it, and may hold anything.
+    if kind not in {"missing", "json_invalid", "model_type", "too_long"}:
+        answer["input"] = shown
+    return answer
+
+
+def _shown(value: Any) -> Any:
+    """Return a value that strict JSON can hold, short enough to print."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int) and abs(value) < 2**53:
+        return value
+    text = value if isinstance(value, str) else _text(value)
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent
+    return text if len(text) <= LONGEST_INPUT else f"{text[:LONGEST_INPUT]}…"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int):
+        # Not str(): it refuses more than 4,300 digits.
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,99 @@
+"""The request and answer models of a use case, made from its declaration.
+
+The same pydantic model validates the hot path and writes the OpenAPI document, so what is
+documented is what is checked.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from mlops.usecase import Feature, UseCase
+
+LARGEST_BATCH = 10_000
+
+
+def request_model(use_case: UseCase) -> type[BaseModel]:
+    """Return the model of one request: every field required, finite, within its hard limits."""
+    fields: dict[str, Any] = {
+        feature.name: (Annotated[float, _field(feature)], ...) for feature in use_case.features
+    }
+    return create_model(
+        f"{_camel(use_case.name)}Request",
+        __config__=ConfigDict(
+            extra="forbid",
+            strict=True,
+            json_schema_extra={"examples": [dict(e) for e in use_case.examples.values()]},
+        ),
+        __doc__=use_case.description,
+        **fields,
+    )
+
+
+def batch_model(use_case: UseCase, one: type[BaseModel]) -> type[BaseModel]:
+    """Return the model of a batch: 1 to 10,000 requests, answered in order, all or nothing."""
+    instances = Annotated[list[one], Field(min_length=1, max_length=LARGEST_BATCH)]  # type: ignore[valid-type]
+    return create_model(
+        f"{_camel(use_case.name)}BatchRequest",
+        __config__=ConfigDict(
+            extra="forbid",
+            json_schema_extra={
+                "examples": [{"instances": [dict(e) for e in use_case.examples.values()]}]
+            },
+        ),
+        instances=(instances, ...),
+    )
+
+
+def answer_model(use_case: UseCase) -> type[BaseModel]:
+    """Return the model of one answer."""
+    target = use_case.target
+    fields: dict[str, Any] = {}
+    if target.labels:
+        fields[target.name] = (int, Field(description=f"Number of the {target.unit}"))
+        fields["predicted_label"] = (str, Field(description=f"Name of the {target.unit}"))
+        fields["probabilities"] = (dict[str, float], Field(description="Of each label; sum to 1"))
+    else:
+        fields[target.name] = (float, Field(description=f"In {target.unit}"))
+    fields["prediction_id"] = (str, Field(description="Names this prediction in the log"))
+    fields["model_version"] = (int, Field(description="Registered version that answered"))
+    fields["warnings"] = (
+        list[str],
+        Field(description="What in this request is unlike anything training saw"),
+    )
+    return create_model(f"{_camel(use_case.name)}Answer", **fields)
+
+
+def batch_answer_model(use_case: UseCase, one: type[BaseModel]) -> type[BaseModel]:
+    return create_model(f"{_camel(use_case.name)}BatchAnswer", predictions=(list[one], ...))  # type: ignore[valid-type]
+
+
+def _field(feature: Feature) -> Any:
+    return Field(
+        ge=feature.low,
+        le=feature.high,
+        allow_inf_nan=False,
+        description=f"{feature.description}, in {feature.unit}",
+        json_schema_extra={"x-unit": feature.unit},
+    )
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+class ErrorItem(BaseModel):
+    """One thing that is wrong with a request."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+    input: Any = None
+
+
+class ErrorAnswer(BaseModel):
+    """Every error has this shape."""
+
+    detail: list[ErrorItem]

@@ -1,0 +1,238 @@
+"""One use case, as HTTP sees it: validate, predict, record, respond."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from mlops.deploy import problems
+from mlops.deploy.groupcommit import GroupCommit, Log, Logged
+from mlops.deploy.predictor import Champion, answer, utc_now
+from mlops.deploy.schemas import batch_model, request_model
+from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
+from mlops.records import Failure, Totals
+from mlops.usecase import UseCase
+
+Headers = Iterable[tuple[bytes, bytes]]
+KEPT_BODY_BYTES = 2_000
+LONGEST_KEY = 200
+NO_LOG = "the prediction log cannot be written, and what is not logged is not answered: try again"
+
+
+class Reply(NamedTuple):
+    status: int
+    body: bytes
+
+
+class PredictionLog(Log, Protocol):
+    """The log, as serving uses it."""
+
+    failed: str | None
+
+    def probe(self) -> None: ...
+    def totals(self) -> Totals: ...
+    def close(self) -> None: ...
+
+
+class Service:
+    """Answers for one use case. Not ready until it has a log and a champion.
+
+    `trouble` says, when there is no champion or a newer one was refused, why, and what to do.
+    """
+
+    def __init__(self, use_case: UseCase) -> None:
+        self.use_case = use_case
+        self.request_model = request_model(use_case)
+        self.batch_model = batch_model(use_case, self.request_model)
+        self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
+        self._validate_one = self.request_model.__pydantic_validator__.validate_json
+        self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
+        self._quotes = 2 * len(use_case.features)
+        self._group: GroupCommit | None = None
+        self._log: PredictionLog | None = None
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def start(self, log: PredictionLog, *, synced: bool) -> None:
+        """Begin to answer. `synced`: each commit waits for the disk."""
+        self._log = log
+        self._group = GroupCommit(log, synced=synced)
+
+    async def stop(self) -> None:
+        if self._group and self._log:
+            await self._group.close()
+            self._log.close()
+        self._group = self._log = None
+
+    @property
+    def champion(self) -> Champion | None:
+        return self._group.champion if self._group else None
+
+    def swap(self, champion: Champion) -> None:
+        """Let another version answer, from the next group on."""
+        if self._group is None:
+            raise RuntimeError("swap before start")
+        self._group.champion = champion
+        self.trouble = ""
+
+    # -- routes ---------------------------------------------------------------------------------
+
+    async def predict(self, body: bytes, headers: Headers, path: str) -> Reply:
+        """Answer one request of the use case's fields."""
+        return await self._respond(self._predict_one, body, headers, path)
+
+    async def predict_batch(self, body: bytes, headers: Headers, path: str) -> Reply:
+        """Answer `{"instances": [...]}`, in order: all of them, or none."""
+        return await self._respond(self._predict_batch, body, headers, path)
+
+    def health(self) -> dict[str, Any]:
+        """Say whether this use case answers, with what, and if not, why."""
+        champion, reason = self.champion, self.not_ready()
+        return {
+            "status": "unavailable" if reason else "healthy",
+            "message": reason or f"{self.use_case.title} is answering" + self._remark(),
+            "model": self.use_case.model_name,
+            "candidate": champion.candidate if champion else None,
+            "model_version": champion.version if champion else None,
+            "bundle": champion.bundle.hash if champion else None,
+        }
+
+    def not_ready(self) -> str:
+        """Return why requests cannot be answered now; empty when they can."""
+        if self._log is None:
+            return "starting"
+        if self._log.failed:
+            try:
+                self._log.probe()  # so that it is ready again as soon as the disk is
+            except LogUnavailableError:
+                return NO_LOG
+        return "" if self.champion else self.trouble
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what the log holds, as it has counted it: the same after a restart."""
+        champion = self.champion
+        totals = self._log.totals() if self._log else None
+        return {
+            "use_case": self.use_case.name,
+            "model": self.use_case.model_name,
+            "model_version": champion.version if champion else None,
+            "total_predictions": totals.total_predictions if totals else 0,
+            "predictions_by_version": totals.by_version if totals else {},
+            "predictions_with_warnings": totals.warned if totals else 0,
+            "failed_requests": sum(totals.failed_requests.values()) if totals else 0,
+            "failed_requests_by_status": totals.failed_requests if totals else {},
+            "last_updated": totals.last_updated if totals else None,
+        }
+
+    async def refuse(
+        self, status: int, detail: list[dict[str, Any]], body: bytes, headers: Headers, path: str
+    ) -> Reply:
+        """Record a request that gets no prediction, then answer it."""
+        reply = problems.as_json(detail)
+        if self._group:
+            failure = Failure(
+                timestamp=utc_now(),
+                path=path,
+                status=status,
+                detail=reply.decode(),
+                body=body[:KEPT_BODY_BYTES].decode("utf-8", "replace"),
+                client=_client(headers),
+            )
+            # The refusal is true without a record of it; `not_ready` tells of the log.
+            with contextlib.suppress(LogUnavailableError):
+                await self._group.record(failure)
+        return Reply(status, reply)
+
+    # -- the path of a request ------------------------------------------------------------------
+
+    async def _respond(
+        self,
+        predict: Callable[[bytes, Headers], Awaitable[bytes]],
+        body: bytes,
+        headers: Headers,
+        path: str,
+    ) -> Reply:
+        try:
+            return Reply(200, await predict(body, headers))
+        except ValidationError as error:
+            detail = problems.invalid(error, self.use_case)
+            return await self.refuse(422, detail, body, headers, path)
+        except NotTrainedError:
+            detail = problems.problem("not_ready", self.not_ready() or self.trouble)
+            return await self.refuse(503, detail, body, headers, path)
+        except LogUnavailableError:
+            return Reply(503, problems.as_json(problems.problem("log_unavailable", NO_LOG)))
+        except MlopsError as error:
+            return await self.refuse(error.status, problems.from_error(error), body, headers, path)
+
+    async def _predict_one(self, body: bytes, headers: Headers) -> bytes:
+        instance = self._validate_one(body)
+        if body.count(b'"') != self._quotes:
+            _refuse_repeated_names(body, self.request_model)
+        [prediction] = await self._predict([instance], headers)
+        return orjson.dumps(answer(self.use_case, prediction))
+
+    async def _predict_batch(self, body: bytes, headers: Headers) -> bytes:
+        instances = self._validate_batch(body).instances
+        if body.count(b'"') != self._quotes * len(instances) + 2:
+            _refuse_repeated_names(body, self.batch_model)
+        predictions = await self._predict(instances, headers)
+        answers = [answer(self.use_case, prediction) for prediction in predictions]
+        return orjson.dumps({"predictions": answers})
+
+    async def _predict(self, instances: Sequence[BaseModel], headers: Headers) -> Logged:
+        if self._group is None or self._group.champion is None:
+            raise NotTrainedError("no model answers yet")
+        fields = self.use_case.fields
+        records = [instance.__dict__ for instance in instances]
+        rows: list[Sequence[float]] = [[record[name] for name in fields] for record in records]
+        inputs = [orjson.dumps(record).decode() for record in records]
+        return await self._group.predict(rows, inputs, _key(headers), _client(headers))
+
+    def _remark(self) -> str:
+        return f"; a newer version was refused: {self.trouble}" if self.trouble else ""
+
+
+def _refuse_repeated_names(body: bytes, model: type[BaseModel]) -> None:
+    """Refuse JSON that gives a name twice: parsers differ in which value they would take.
+
+    A body in which each name stands once has an exact number of quotation marks; this is called
+    only when the count is off.
+    """
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                repeated = PydanticCustomError("repeated_name", "is given more than once")
+                raise ValidationError.from_exception_data(
+                    model.__name__, [{"type": repeated, "loc": (name,), "input": name}]
+                )
+        return dict(pairs)
+
+    json.loads(body, object_pairs_hook=check)
+
+
+def _key(headers: Headers) -> str | None:
+    key = _header(headers, b"idempotency-key")
+    return hashlib.sha256(key.encode()).hexdigest() if key and len(key) > LONGEST_KEY else key
+
+
+def _client(headers: Headers) -> str | None:
+    """Return a digest of the client's name: enough to count clients, not to name them."""
+    name = _header(headers, b"x-client-id")
+    return hashlib.sha256(name.encode()).hexdigest()[:16] if name else None
+
+
+def _header(headers: Headers, wanted: bytes) -> str | None:
+    for name, value in headers:
+        if name == wanted:
+            return value.decode("latin-1") or None
+    return None

@@ -1,0 +1,1 @@
+"""Improve: who is champion, and what a model must show to become it."""

@@ -1,0 +1,44 @@
+"""Is the model worse than the champion on the same rows, beyond what chance explains?
+
+The mean of the paired differences in loss, with a 95 % interval (paired z interval, central limit
+theorem). It fails only when the whole interval says "worse": a tie is called a tie.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlops.improve.gates.evidence import Evidence, Verdict
+
+NAME = "not worse than the champion"
+Z_95 = 1.959963984540054
+FEWEST_ROWS = 30
+
+
+def check(evidence: Evidence) -> Verdict:
+    if evidence.champion_losses is None:
+        return Verdict(NAME, "cannot tell", f"nothing to compare with: {evidence.champion}", {})
+    differences = evidence.losses - evidence.champion_losses
+    if len(differences) < FEWEST_ROWS:
+        return Verdict(
+            NAME,
+            "cannot tell",
+            f"{len(differences)} rows are too few for an interval ({FEWEST_ROWS} needed)",
+            {"rows": len(differences)},
+        )
+    mean = float(differences.mean())
+    half = Z_95 * float(differences.std(ddof=1)) / np.sqrt(len(differences))
+    low, high = mean - half, mean + half
+    if low > 0:
+        comparison = "worse"
+    elif high < 0:
+        comparison = "better"
+    else:
+        comparison = "a tie"
+    return Verdict(
+        NAME,
+        "fail" if low > 0 else "pass",
+        f"mean loss {mean:+.4g} against {evidence.champion}, 95 % interval "
+        f"{low:+.4g} to {high:+.4g}: {comparison}",
+        {"difference": mean, "low": low, "high": high, "rows": len(differences)},
+    )

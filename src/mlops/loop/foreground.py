@@ -1,0 +1,44 @@
+"""Serve in the foreground: one process, until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from mlops.errors import ServiceError
+from mlops.loop.serve import serve
+from mlops.settings import Settings
+from mlops.usecases import USE_CASES
+
+SECONDS_TO_DRAIN = 10
+BACKLOG = 2048
+
+
+def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
+    """Run the server until SIGINT or SIGTERM; accepted requests are answered before it ends."""
+    app = serve(*(names or USE_CASES), settings=settings)
+    with _bound(settings) as listening:
+        config = uvicorn.Config(
+            app,
+            access_log=False,  # every request is in the prediction log
+            log_level="info",
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=SECONDS_TO_DRAIN,
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _bound(settings: Settings) -> socket.socket:
+    """Bind first: a busy port should be one line, before anything is opened."""
+    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise ServiceError(
+            f"{settings.host}:{settings.port} cannot be used: {error.strerror}",
+            f"free it, or choose another with --port {settings.port + 1}",
+        ) from None
+    return listening

@@ -1,0 +1,147 @@
+"""Serve: hand bundle and log to the web application, and follow the champion while it runs.
+
+Nothing is opened when the application is built, only when it starts, so importing an entry point
+touches no file. It starts without a model too: then it is not ready, and says what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import FastAPI
+
+import mlops
+from mlops.deploy.app import App, build_app
+from mlops.deploy.predictor import Champion
+from mlops.deploy.service import Service
+from mlops.errors import BundleError, MlopsError
+from mlops.improve.ledger import Ledger, Version
+from mlops.monitor.log import PredictionLog
+from mlops.package.bundle import open_bundle
+from mlops.settings import Settings, read_settings
+from mlops.usecase import UseCase
+from mlops.usecases import find
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+log = logging.getLogger("uvicorn.error")
+
+
+def serve(*names: str, settings: Settings | None = None) -> App:
+    """Return the application for one use case, or for several on one server."""
+    services = [Service(find(name)) for name in names]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with _running(services, settings or read_settings()):
+            yield
+
+    return build_app(services, lifespan=lifespan, version=mlops.__version__)
+
+
+@contextlib.asynccontextmanager
+async def _running(services: Sequence[Service], settings: Settings) -> AsyncIterator[None]:
+    followers = []
+    with Ledger(settings.state_database) as ledger:
+        try:
+            for service in services:
+                prediction_log = open_log(service.use_case, settings)
+                service.start(prediction_log, synced=settings.durability == "power")
+                follower = _Follower(service, ledger, settings)
+                follower.look()
+                followers.append(follower)
+            watching = asyncio.create_task(_keep_looking(followers))
+            try:
+                yield
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+        finally:
+            for service in services:
+                await service.stop()
+
+
+def open_log(use_case: UseCase, settings: Settings) -> PredictionLog:
+    """Open the prediction log of a use case, made and completed if need be."""
+    folder = settings.home / use_case.log_name
+    return PredictionLog(folder, use_case.log_name, settings.durability)
+
+
+def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Champion:
+    """Open and verify a version's bundle. Raises `BundleError`."""
+    bundle = open_bundle(settings.bundles / version.bundle)
+    if bundle.signature["use_case"] != use_case.name:
+        raise BundleError(
+            f"bundle {bundle.hash[:12]} was sealed for {bundle.signature['use_case']}, "
+            f"not for {use_case.name}",
+            f"train again with: mlops train {use_case.name}",
+        )
+    if tuple(field["name"] for field in bundle.signature["fields"]) != use_case.fields:
+        raise BundleError(
+            f"bundle {bundle.hash[:12]} takes other fields than {use_case.name} declares now",
+            f"train again with: mlops train {use_case.name}",
+        )
+    return Champion(use_case, version.version, version.candidate, bundle)
+
+
+class _Follower:
+    """Keeps one service on the champion that the state database names.
+
+    A version that cannot be opened is refused by name and the one before goes on answering; it is
+    not tried again until the state database names another.
+    """
+
+    def __init__(self, service: Service, ledger: Ledger, settings: Settings) -> None:
+        self._service = service
+        self._ledger = ledger
+        self._settings = settings
+        self._seen: Version | None = None
+
+    def look(self) -> None:
+        """Take up a new champion, if there is one."""
+        version = self._new_champion()
+        if version is not None:
+            self._take(version)
+
+    async def look_aside(self) -> None:
+        """The same, opening the bundle in a thread so that requests go on being answered."""
+        version = self._new_champion()
+        if version is not None:
+            await asyncio.to_thread(self._take, version)
+
+    def _new_champion(self) -> Version | None:
+        version = self._ledger.champion(self._service.use_case.name)
+        return version if version != self._seen else None
+
+    def _take(self, version: Version) -> None:
+        name = self._service.use_case.name
+        self._seen = version
+        try:
+            champion = open_champion(self._service.use_case, version, self._settings)
+        except MlopsError as error:
+            # Clients are told what, the server's own log also where, and how to mend it.
+            self._service.trouble = f"version {version.version} was refused: {error.message}"
+            log.error("%s: version %s was refused: %s", name, version.version, error)
+            return
+        self._service.swap(champion)
+        log.info(
+            "%s: version %s answers (%s, bundle %s)",
+            name,
+            version.version,
+            version.candidate,
+            version.bundle[:12],
+        )
+
+
+async def _keep_looking(followers: Sequence[_Follower]) -> None:
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        for follower in followers:
+            try:
+                await follower.look_aside()
+            except Exception:
+                # The state database may be locked or away for a moment; answering goes on.
+                log.exception("could not look for a new champion")

@@ -1,0 +1,329 @@
+"""Train: every candidate is fitted, measured and tracked; the winners are sealed and registered."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+
+from mlops.build.data import Split, Table, prepare, split
+from mlops.build.profile import golden_rows, reference_profile, training_ranges
+from mlops.build.training import Trained, baseline, train_candidate, winner
+from mlops.errors import BundleError, UsageError
+from mlops.improve.ledger import Ledger, Version, utc_now
+from mlops.loop.report import Report, Silent
+from mlops.package.bundle import golden_answers, open_bundle, seal
+from mlops.package.export import to_onnx
+from mlops.package.model import OnnxModel
+from mlops.package.parity import Parity, check_parity
+from mlops.settings import Settings, read_settings
+from mlops.track.registry import register
+from mlops.track.runs import Run, Tracking, commit, user
+from mlops.usecase import FOLDS, SEED, TEST_SHARE, Candidate, UseCase
+from mlops.usecases import find
+
+LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy", "lightgbm", "onnx", "onnxruntime")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scored:
+    """One candidate's result, as tables and JSON show it."""
+
+    name: str
+    metrics: dict[str, float]
+    fold_scores: tuple[float, ...]
+    seconds: float
+    run_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Training:
+    """What a training gave. `registered` holds the winner's version first."""
+
+    use_case: str
+    metric: str
+    rows_train: int
+    rows_test: int
+    rows_dropped: int
+    rows_shared: int
+    baseline: dict[str, float]
+    candidates: tuple[Scored, ...]
+    winner: str
+    registered: tuple[Version, ...]
+
+
+def train(
+    name: str,
+    *,
+    only: tuple[str, ...] = (),
+    settings: Settings | None = None,
+    report: Report | None = None,
+) -> Training:
+    """Train the candidates of a use case (or `only` some), track each, seal and register winners.
+
+    Writes `models/<Model>.pkl` for each candidate and a bundle for the winner and for those that
+    are always registered. Promotes nothing.
+    """
+    settings = settings or read_settings()
+    report = report or Silent()
+    use_case = find(name)
+    candidates = _chosen(use_case, only)
+    table = prepare(use_case, settings.data)
+    parts = split(use_case, table.frame)
+    tracking = Tracking(settings.home, settings.tracking_uri, settings.registry_uri)
+    settings.models.mkdir(parents=True, exist_ok=True)
+
+    trained: list[Trained] = []
+    runs: dict[str, Run] = {}
+    with report.steps(f"{name}: training", len(candidates)) as advance:
+        for candidate in candidates:
+            advance(candidate.name)
+            one = train_candidate(use_case, candidate, parts)
+            _write_pickle(one, settings.models)
+            runs[candidate.name] = _track(tracking, use_case, table, parts, one)
+            trained.append(one)
+    best = winner(use_case, trained)
+    scores_to_beat = baseline(use_case, parts)
+
+    sealed = [best] + [t for t in trained if t.candidate.always_registered and t is not best]
+    registered = []
+    with (
+        report.steps(f"{name}: sealing", len(sealed)) as advance,
+        Ledger(settings.state_database) as ledger,
+    ):
+        for one in sealed:
+            advance(one.candidate.name)
+            bundle = _seal(use_case, table, parts, one, scores_to_beat, settings)
+            run = runs[one.candidate.name]
+            registered.append(_register(tracking, ledger, use_case, one, run, bundle, settings))
+    return Training(
+        use_case=name,
+        metric=use_case.metric,
+        rows_train=len(parts.X_train),
+        rows_test=len(parts.X_test),
+        rows_dropped=table.dropped,
+        rows_shared=parts.shared_rows,
+        baseline=scores_to_beat,
+        candidates=tuple(
+            Scored(
+                t.candidate.name,
+                t.metrics,
+                t.fold_scores,
+                t.seconds,
+                runs[t.candidate.name].run_id,
+            )
+            for t in trained
+        ),
+        winner=best.candidate.name,
+        registered=tuple(registered),
+    )
+
+
+def still_valid(use_case: UseCase, settings: Settings) -> Version | None:
+    """Return the champion if training again would repeat what made it, else None.
+
+    It must have been trained by this code, on this data, with these libraries; its bundle must be
+    sound, and the files that a training leaves must be there.
+    """
+    with Ledger(settings.state_database) as ledger:
+        champion = ledger.champion(use_case.name)
+    if champion is None:
+        return None
+    try:
+        bundle = open_bundle(settings.bundles / champion.bundle)
+    except BundleError:
+        return None
+    table = prepare(use_case, settings.data)
+    left = [settings.models / candidate.pickle_name for candidate in use_case.candidates]
+    if settings.tracks_locally:
+        left.append(settings.home / "mlflow.db")
+    same = bundle.training["recipe"] == recipe(use_case, table.fingerprint)
+    return champion if same and all(path.exists() for path in left) else None
+
+
+def recipe(use_case: UseCase, data_fingerprint: str) -> str:
+    """Return a digest of all that decides a training's result: data, code and libraries."""
+    package = Path(__file__).parents[1]
+    sources = [
+        package / "usecase.py",
+        package / "usecases" / f"{use_case.name}.py",
+        *sorted((package / "build").glob("*.py")),
+        *sorted((package / "package").glob("*.py")),
+    ]
+    digest = hashlib.sha256(data_fingerprint.encode())
+    for source in sources:
+        digest.update(hashlib.sha256(source.read_bytes()).digest())
+    digest.update(json.dumps(_libraries(), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _chosen(use_case: UseCase, only: tuple[str, ...]) -> tuple[Candidate, ...]:
+    known = {candidate.name: candidate for candidate in use_case.candidates}
+    for name in only:
+        if name not in known:
+            raise UsageError(
+                f"{use_case.name} has no candidate {name!r}", f"declared are: {', '.join(known)}"
+            )
+    return tuple(known[name] for name in only) if only else use_case.candidates
+
+
+def _write_pickle(one: Trained, folder: Path) -> None:
+    path = folder / one.candidate.pickle_name
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        joblib.dump(one.pipeline, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _track(tracking: Tracking, use_case: UseCase, table: Table, parts: Split, one: Trained) -> Run:
+    return tracking.log_run(
+        experiment=use_case.name,
+        candidate=one.candidate.name,
+        pipeline=one.pipeline,
+        metrics={**one.metrics, "train_seconds": one.seconds},
+        training_table=table.frame,
+        X=parts.X_test,
+        predictions=one.pipeline.predict(parts.X_test.head(1)),
+        fingerprint=table.fingerprint,
+        origin=table.origin,
+        parameters={
+            **_settings(one),
+            "seed": SEED,
+            "folds": FOLDS,
+            "test_share": TEST_SHARE,
+            "rows_train": len(parts.X_train),
+            "rows_test": len(parts.X_test),
+        },
+        tags={"use_case": use_case.name},
+    )
+
+
+def _seal(
+    use_case: UseCase,
+    table: Table,
+    parts: Split,
+    one: Trained,
+    scores_to_beat: dict[str, float],
+    settings: Settings,
+) -> str:
+    """Export exactly, prove it on every row and beside every threshold, and seal."""
+    graph = to_onnx(one.pipeline, use_case.fields, use_case.target.labels)
+    model = OnnxModel(graph)
+    rows = parts.X_train.to_numpy(dtype=float)
+    parity = check_parity(
+        one.pipeline, model, np.vstack([rows, parts.X_test.to_numpy(dtype=float)])
+    )
+    output = model.run(rows)
+    golden = rows[golden_rows(rows, output.inputs, output.prediction)]
+    names = [*use_case.fields, *use_case.input_names]
+    values = np.hstack([rows, output.inputs])
+    pickled = io.BytesIO()
+    joblib.dump(one.pipeline, pickled)
+    return seal(
+        settings.bundles,
+        model=graph,
+        documents={
+            "signature": _signature(use_case, training_ranges(names, values)),
+            "reference": reference_profile(
+                {
+                    **dict(zip(names, values.T, strict=True)),
+                    "prediction": output.prediction,
+                }
+            ),
+            "golden": {"fields": golden.tolist(), **golden_answers(model.run(golden))},
+            "metrics": {
+                "deciding": use_case.metric,
+                "scores": one.metrics,
+                "fold_scores": list(one.fold_scores),
+                "baseline": scores_to_beat,
+            },
+            "training": _training(use_case, table, parts, one, parity),
+        },
+        pipeline=pickled.getvalue(),
+        provenance={
+            "sealed_utc": utc_now(),
+            "commit": commit(settings.home),
+            "user": user(),
+            "seconds": one.seconds,
+            "data_origin": table.origin,
+        },
+    )
+
+
+def _register(
+    tracking: Tracking,
+    ledger: Ledger,
+    use_case: UseCase,
+    one: Trained,
+    run: Run,
+    bundle: str,
+    settings: Settings,
+) -> Version:
+    """Register a bundle once; training that repeats it gives the version it has."""
+    tracking.attach(run.run_id, settings.bundles / bundle, {"bundle": bundle})
+    versions = ledger.versions(use_case.name)
+    for version in versions:
+        if version.bundle == bundle:
+            return version
+    highest = max((version.version for version in versions), default=0)
+    number = register(tracking, use_case.model_name, run, bundle, above=highest)
+    version = Version(use_case.name, number, bundle, one.candidate.name, run.run_id, utc_now())
+    ledger.register(version)
+    return version
+
+
+def _signature(use_case: UseCase, ranges: dict[str, list[float]]) -> dict[str, Any]:
+    units = {feature.name: feature.unit for feature in use_case.features}
+    for item in use_case.inputs:
+        if not isinstance(item, str):
+            units[item.name] = item.unit
+    return {
+        "use_case": use_case.name,
+        "task": use_case.task,
+        "fields": [dataclasses.asdict(feature) for feature in use_case.features],
+        "inputs": [i if isinstance(i, str) else dataclasses.asdict(i) for i in use_case.inputs],
+        "target": dataclasses.asdict(use_case.target),
+        "units": units,
+        "training_ranges": ranges,
+    }
+
+
+def _training(
+    use_case: UseCase, table: Table, parts: Split, one: Trained, parity: Parity
+) -> dict[str, Any]:
+    return {
+        "recipe": recipe(use_case, table.fingerprint),
+        "data_fingerprint": table.fingerprint,
+        "candidate": one.candidate.name,
+        "model_class": type(one.pipeline[-1]).__name__,
+        "parameters": _settings(one),
+        "seed": SEED,
+        "folds": FOLDS,
+        "rows_train": len(parts.X_train),
+        "rows_test": len(parts.X_test),
+        "rows_dropped": table.dropped,
+        "rows_shared": parts.shared_rows,
+        "parity": dataclasses.asdict(parity),
+        "libraries": _libraries(),
+    }
+
+
+def _settings(one: Trained) -> dict[str, str]:
+    return {name: str(value) for name, value in one.pipeline[-1].get_params().items()}
+
+
+def _libraries() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }

@@ -1,0 +1,1 @@
+"""Monitor: what was asked and answered, kept and counted."""

@@ -1,0 +1,323 @@
+"""The prediction log: what was asked and answered, and what was refused.
+
+One SQLite database per use case, `<folder>/predictions.db`, is the truth; the text file beside it
+follows (`logfile.py`). The server collects all requests that are waiting and hands them over
+together, so that one synced commit pays for many:
+
+    append   one transaction: rows, refused requests, totals   then the text file   then answers
+    totals   kept in that transaction, never counted: right after a restart, and with two servers
+    rows, find, failures, totals   read on connections of their own: never wait for a writer
+
+Nothing is answered that is not in the log. When the disk is full, `append` raises, `failed` says
+why, and the first `append` or `probe` that succeeds clears it; nothing needs to be reopened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from mlops.database import connect, insert, migrate, transaction
+from mlops.errors import DataError, IdempotencyConflictError, LogUnavailableError, UsageError
+from mlops.monitor.logfile import LogFile
+from mlops.records import Failure, Prediction, Submission, Totals
+
+if TYPE_CHECKING:
+    from mlops.settings import Durability
+
+# A column is named like the field it holds; `id`, the last field, is given by the database.
+FIELDS = Prediction._fields
+FAILURE_FIELDS = Failure._fields
+
+FAILURES = f"failures({', '.join(FAILURE_FIELDS)})"
+
+# `prediction` has no type, so that it stays what it was: 4.0 does not become 4, nor "4" a number.
+# A prediction_id should begin with the time, as UUIDv7 does: it then goes to the end of its index.
+# Random ones each change another page, and `append` takes twice as long.
+SCHEMA = """
+CREATE TABLE "{table}"(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT NOT NULL, inputs TEXT NOT NULL,
+    prediction NOT NULL, prediction_id TEXT NOT NULL, model_version INTEGER NOT NULL,
+    bundle TEXT NOT NULL, probabilities TEXT, warnings TEXT, client TEXT,
+    idempotency_key TEXT, item INTEGER NOT NULL);
+CREATE UNIQUE INDEX {table}_prediction_id ON "{table}"(prediction_id);
+CREATE UNIQUE INDEX {table}_idempotency_key ON "{table}"(idempotency_key, item)
+    WHERE idempotency_key IS NOT NULL;
+CREATE TABLE totals(
+    model_version INTEGER PRIMARY KEY, predictions INTEGER NOT NULL, warned INTEGER NOT NULL,
+    last_timestamp TEXT NOT NULL, first_id INTEGER NOT NULL);
+CREATE TABLE hours(hour TEXT PRIMARY KEY, first_id INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE failures(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT NOT NULL, path TEXT NOT NULL,
+    status INTEGER NOT NULL, detail TEXT NOT NULL, body TEXT NOT NULL, client TEXT);
+CREATE TABLE failure_totals(
+    status INTEGER PRIMARY KEY, failures INTEGER NOT NULL, last_timestamp TEXT NOT NULL);
+CREATE TABLE probe(id INTEGER PRIMARY KEY, probed_utc TEXT NOT NULL, room BLOB);
+"""
+ADD_TO_TOTALS = """
+INSERT INTO totals
+SELECT model_version, count(*), sum(ifnull(warnings, '[]') != '[]'), max(timestamp), min(id)
+FROM "{table}" WHERE id > ? GROUP BY model_version
+ON CONFLICT DO UPDATE SET
+    predictions = predictions + excluded.predictions, warned = warned + excluded.warned,
+    last_timestamp = max(last_timestamp, excluded.last_timestamp)
+"""
+ADD_TO_FAILURE_TOTALS = """
+INSERT INTO failure_totals
+SELECT status, count(*), max(timestamp) FROM failures WHERE id > ? GROUP BY status
+ON CONFLICT DO UPDATE SET
+    failures = failures + excluded.failures,
+    last_timestamp = max(last_timestamp, excluded.last_timestamp)
+"""
+Answer = tuple[Prediction, ...] | IdempotencyConflictError
+
+FIXES: dict[type[Exception], str] = {
+    apsw.FullError: "free some disk space; nothing needs to be restarted",
+    apsw.BusyError: "end the process that keeps it locked",
+    apsw.CorruptError: "restore it from a copy",
+    apsw.NotADBError: "move that file away",
+    FileNotFoundError: "put it back, or restart to begin a new one",
+}
+
+
+class PredictionLog:
+    """The log in `folder`, its rows in `table`. Threads and processes may share it.
+
+    `failed` is the reason why the last write failed, `file_behind` why the text file lacks rows;
+    both are None when all is well.
+
+    Raises `UsageError` for a table name that is not lower-case letters, digits and underscores,
+    `DataError` if the folder holds the log of another table or of a newer version, and
+    `LogUnavailableError` if the database cannot be opened. A text file that cannot be written is
+    no error, here and later: it is completed when it can be.
+    """
+
+    def __init__(self, folder: Path, table: str, durability: Durability) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", table):
+            raise UsageError(f"{table!r} cannot name a table", "use a-z, 0-9 and _, a letter first")
+        self.path = folder / "predictions.db"
+        self.failed: str | None = None
+        self.file_behind: str | None = None
+        self._lock = threading.Lock()
+        # Idle ones. A thread that finds none opens another: apsw refuses to share one at a time.
+        self._readers: list[apsw.Connection] = []
+        self._select = f'SELECT {", ".join(FIELDS)} FROM "{table}"'  # noqa: S608  checked above
+        self._add_to_totals = ADD_TO_TOTALS.format(table=table)
+        self._into = f'"{table}"({", ".join(FIELDS[:-1])}, idempotency_key, item)'
+        try:
+            self._writer = connect(
+                self.path, synchronous="FULL" if durability == "power" else "NORMAL"
+            )
+            self._inode = self.path.stat().st_ino
+            migrate(self._writer, [("m001_log", [SCHEMA.format(table=table)])])
+        except (apsw.Error, OSError) as error:
+            raise self._unavailable(error) from error
+        if not self._writer.table_exists("main", table):
+            raise DataError(f"{self.path} holds no table {table}", "give each log its own folder")
+        self._file = LogFile(folder / "predictions.log", self._rows_after)
+        while not self._follow(()):
+            pass
+
+    def append(
+        self, submissions: Sequence[Submission], failures: Sequence[Failure] = ()
+    ) -> list[Answer]:
+        """Commit all of these together; return, for each submission, its rows with their ids.
+
+        A submission whose key is in the log already, or came earlier in this call, is not logged
+        again. With the same inputs in the same order it is answered with the rows of the first;
+        with others its place in the result holds an `IdempotencyConflictError`, not raised.
+
+        Raises `LogUnavailableError` if the commit failed; then nothing of the call is in the log.
+        """
+        if not submissions and not failures:
+            return []
+        with self._lock:
+            with self._writing() as connection:
+                places, fresh = self._sort_out(submissions)
+                rows = self._insert(fresh)
+                if failures:
+                    insert(connection, FAILURES, failures)
+                    before = connection.last_insert_rowid() - len(failures)
+                    connection.execute(ADD_TO_FAILURE_TOTALS, (before,))
+            self._follow(rows)
+        numbered = iter(rows)
+        answers = [tuple(itertools.islice(numbered, len(first.rows))) for first in fresh]
+        return [answers[place] if isinstance(place, int) else place for place in places]
+
+    def probe(self) -> None:
+        """Make one small durable write. Raises `LogUnavailableError` if that cannot be done.
+
+        After a failure it asks for the room of many rows: that the disk has a last free block
+        would not mean that requests can be answered again.
+        """
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        room = 64 * 1024 if self.failed else 0
+        with self._lock, self._writing() as connection:
+            connection.execute("REPLACE INTO probe VALUES (1, ?, zeroblob(?))", (now, room))
+
+    def totals(self) -> Totals:
+        """Return the totals as of the last commit, in the time of a few lookups."""
+        read = self._read(
+            "SELECT 'version', model_version, predictions, warned, last_timestamp FROM totals "
+            "UNION ALL SELECT 'status', status, failures, 0, last_timestamp FROM failure_totals"
+        )
+        by_version = {key: count for kind, key, count, *_ in read if kind == "version"}
+        return Totals(
+            total_predictions=sum(by_version.values()),
+            by_version=by_version,
+            warned=sum(warned for *_, warned, _ in read),
+            failed_requests={key: count for kind, key, count, *_ in read if kind == "status"},
+            last_updated=max((last for *_, last in read), default=None),
+        )
+
+    def rows(
+        self, last: int = 20, *, version: int | None = None, since: str | None = None
+    ) -> list[Prediction]:
+        """Return the `last` predictions, newest last.
+
+        `version` keeps those of one model version; `since`, those with this timestamp or a later.
+        """
+        # Where to stop looking is known without an index: ids rise, so all rows of a version lie
+        # after its first one, and all rows since an hour after the first of it or a later one.
+        conditions = "true"
+        if version is not None:
+            conditions += """ AND model_version = :version
+                AND id >= (SELECT first_id FROM totals WHERE model_version = :version)"""
+        if since is not None:
+            conditions += """ AND timestamp >= :since
+                AND id >= (SELECT min(first_id) FROM hours WHERE hour >= substr(:since, 1, 13))"""
+        read = self._read(
+            f"{self._select} WHERE {conditions} ORDER BY id DESC LIMIT :last",
+            {"version": version, "since": since, "last": last},
+        )
+        return [Prediction(*row) for row in reversed(read)]
+
+    def find(self, prediction_id: str) -> Prediction | None:
+        """Return the prediction of that id, or None."""
+        read = self._read(f"{self._select} WHERE prediction_id = ?", (prediction_id,))
+        return Prediction(*read[0]) if read else None
+
+    def failures(self, last: int = 20) -> list[Failure]:
+        """Return the `last` failed requests, newest last."""
+        read = self._read(
+            f"SELECT {', '.join(FAILURE_FIELDS)} FROM failures ORDER BY id DESC LIMIT ?",  # noqa: S608
+            (last,),
+        )
+        return [Failure(*row) for row in reversed(read)]
+
+    def close(self) -> None:
+        """Move what was written into the main database file, and let go of it. Raises nothing."""
+        with self._lock:
+            while self._readers:
+                self._readers.pop().close()
+            # A checkpoint that fails costs nothing: the rows are safe beside the main file.
+            with contextlib.suppress(apsw.Error):
+                self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._writer.close()
+
+    def _sort_out(
+        self, submissions: Sequence[Submission]
+    ) -> tuple[list[int | Answer], list[Submission]]:
+        """Tell what is new; return each submission's answer, or its place among the new ones."""
+        places: list[int | Answer] = []
+        fresh: list[Submission] = []
+        firsts: dict[str, int | tuple[Prediction, ...]] = {}
+        for submission in submissions:
+            key = submission.key
+            if key is None:
+                first: int | tuple[Prediction, ...] = len(fresh)
+            elif key in firsts:
+                first = firsts[key]
+            else:
+                first = firsts[key] = self._logged_under(key) or len(fresh)
+            if first == len(fresh):
+                fresh.append(submission)
+
+            rows = fresh[first].rows if isinstance(first, int) else first
+            if rows is submission.rows or (
+                [row.inputs for row in rows] == [row.inputs for row in submission.rows]
+            ):
+                places.append(first)
+            else:
+                places.append(
+                    IdempotencyConflictError(
+                        f"the idempotency key {key!r} came before, with other inputs",
+                        "send the same inputs again, or a new key",
+                    )
+                )
+        return places, fresh
+
+    def _logged_under(self, key: str) -> tuple[Prediction, ...]:
+        sql = f"{self._select} WHERE idempotency_key = ? ORDER BY item"
+        return tuple(Prediction(*row) for row in self._writer.execute(sql, (key,)))
+
+    def _insert(self, submissions: Sequence[Submission]) -> list[Prediction]:
+        """Insert all rows and add them to the totals; return them with their ids."""
+        values: list[tuple[Any, ...]] = [
+            (*row[:-1], submission.key, item)
+            for submission in submissions
+            for item, row in enumerate(submission.rows)
+        ]
+        if not values:
+            return []
+        insert(self._writer, self._into, values)
+        # We hold the write lock and AUTOINCREMENT counts up by one: the ids end at the last one.
+        before = self._writer.last_insert_rowid() - len(values)
+        self._writer.execute(self._add_to_totals, (before,))
+        hour = max(row.timestamp for submission in submissions for row in submission.rows)[:13]
+        self._writer.execute("INSERT OR IGNORE INTO hours VALUES (?, ?)", (hour, before + 1))
+        return [Prediction(*(*row[:-2], number)) for number, row in enumerate(values, before + 1)]
+
+    def _rows_after(self, number: int, limit: int) -> list[Prediction]:
+        sql = f"{self._select} WHERE id > ? ORDER BY id LIMIT ?"
+        return [Prediction(*row) for row in self._writer.execute(sql, (number, limit))]
+
+    def _follow(self, committed: Sequence[Prediction]) -> bool:
+        """Let the text file follow; return False when there is more to write, and it can be."""
+        try:
+            done = self._file.follow(committed)
+        except Exception as error:  # noqa: BLE001  the rows are committed: their answers must go out
+            self.file_behind = f"{self._file.path}: {error}"
+            return True
+        self.file_behind = None if done else f"{self._file.path}: being completed"
+        return done
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[apsw.Connection]:
+        try:
+            with transaction(self._writer):
+                # SQLite would go on writing to a deleted file, and everything be lost at its end.
+                if self.path.stat().st_ino != self._inode:
+                    raise FileNotFoundError("another file has taken its place")
+                yield self._writer
+        except (apsw.Error, OSError) as error:
+            unavailable = self._unavailable(error)
+            self.failed = unavailable.message
+            raise unavailable from error
+        self.failed = None
+
+    def _read(self, sql: str, bindings: apsw.Bindings = ()) -> list[tuple[Any, ...]]:
+        try:
+            try:
+                reader = self._readers.pop()
+            except IndexError:
+                reader = connect(self.path, read_only=True)
+            read = reader.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise self._unavailable(error) from error
+        self._readers.append(reader)
+        return read
+
+    def _unavailable(self, error: apsw.Error | OSError) -> LogUnavailableError:
+        return LogUnavailableError(
+            f"the prediction log {self.path} cannot be used: {type(error).__name__}: {error}",
+            FIXES.get(type(error), "make its folder readable and writable for this user"),
+        )

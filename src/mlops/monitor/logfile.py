@@ -1,0 +1,170 @@
+"""The prediction log as text: one JSON object a line, for `tail -f` and for tools that read files.
+
+The database is the truth and this file follows it. Its lines are the database's rows in the order
+of their ids, each once: at any moment a first part of the table, behind by no more than what was
+just committed. Nothing is remembered that the file does not say itself: the id in its last whole
+line tells which row comes next, and a lock on the file (`flock`) makes several processes take
+turns. So every accident has one remedy, applied when the file is next written:
+
+=============================================  ====================================================
+a line torn by a crash, or garbage after it    cut off
+rows missing, because a process died           read from the database
+the file was deleted or moved                  written anew from the first row
+no line in it belongs to the database          moved aside, never overwritten, and written anew
+=============================================  ====================================================
+
+The file is not synced to disk: after a power cut it is mended like after any other crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import orjson
+
+from mlops.records import Prediction
+
+ROWS_PER_STEP = 1_000
+TAIL_BYTES = 1 << 16
+
+
+class LogFile:
+    """The file at `path`, which follows the rows that `rows_after(id, limit)` reads.
+
+    `rows_after` returns committed rows with a greater id, in order of id, at most `limit`.
+    Not thread-safe: the log calls it under its own lock.
+    """
+
+    def __init__(self, path: Path, rows_after: Callable[[int, int], Sequence[Prediction]]) -> None:
+        self.path = path
+        self._rows_after = rows_after
+        # Inode and size as this process left the file, and the id in its last line. While they
+        # are the same nobody else has written, and the tail need not be read.
+        self._left = (0, 0, 0)
+
+    def follow(self, committed: Sequence[Prediction] = ()) -> bool:
+        """Write the rows that the file lacks; return whether it now holds all of them.
+
+        `committed` is the caller's last commit: written as it is if the file ends just before it.
+        Otherwise one step of up to `ROWS_PER_STEP` rows is read from the database, so that no
+        request waits for the whole file to be written anew; False means, call again.
+
+        Raises `OSError` if the file cannot be read or written; it is then as it was before.
+        """
+        while True:
+            with self._locked() as descriptor:
+                end = self._find_end(descriptor)
+                if end is None:
+                    self._move_aside()
+                    continue
+                size, last_id = end
+                from_memory = bool(committed) and committed[0].id == last_id + 1
+                rows = committed if from_memory else self._rows_after(last_id, ROWS_PER_STEP)
+                if rows:
+                    size += _append(descriptor, size, b"".join(map(as_line, rows)))
+                    last_id = rows[-1].id
+                self._left = (os.fstat(descriptor).st_ino, size, last_id)
+                return from_memory or len(rows) < ROWS_PER_STEP
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Open the file, made if missing, and hold its lock."""
+        while True:
+            descriptor = os.open(
+                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640
+            )
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if self._names(descriptor):
+                    yield descriptor
+                    return
+            finally:
+                os.close(descriptor)  # and with it the lock
+
+    def _names(self, descriptor: int) -> bool:
+        """Whether the path still names this file: it may have moved while we awaited its lock."""
+        try:
+            return self.path.stat().st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            return False
+
+    def _find_end(self, descriptor: int) -> tuple[int, int] | None:
+        """Cut off what is torn; return the file's size and last id, or None if it is not ours."""
+        status = os.fstat(descriptor)
+        inode, size, last_id = self._left
+        if (status.st_ino, status.st_size) == (inode, size):
+            return size, last_id
+        found = _last_line(descriptor, status.st_size)
+        if found is None:
+            return None
+        size, last_id, prediction_id = found
+        if last_id:
+            row = next(iter(self._rows_after(last_id - 1, 1)), None)
+            if row is None or (row.id, row.prediction_id) != (last_id, prediction_id):
+                return None
+        if size < status.st_size:
+            os.ftruncate(descriptor, size)
+        return size, last_id
+
+    def _move_aside(self) -> None:
+        now = datetime.datetime.now(datetime.UTC)
+        self.path.rename(self.path.with_name(f"{self.path.name}.aside-{now:%Y%m%dT%H%M%S.%fZ}"))
+
+
+def as_line(row: Prediction) -> bytes:
+    """Return `row` as one line of JSON, newline included."""
+    entry = {
+        "id": row.id,
+        "timestamp": row.timestamp,
+        "prediction_id": row.prediction_id,
+        "inputs": orjson.Fragment(row.inputs),
+        "prediction": row.prediction,
+    }
+    if row.probabilities is not None:
+        entry["probabilities"] = orjson.Fragment(row.probabilities)
+    entry["warnings"] = orjson.Fragment(row.warnings or b"[]")
+    entry["model_version"] = row.model_version
+    entry["bundle"] = row.bundle
+    return orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _append(descriptor: int, size: int, data: bytes) -> int:
+    """Append all of `data` to a file of `size`, or nothing; return its length."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError:
+        with contextlib.suppress(OSError):  # else it is a torn line, which the next step cuts off
+            os.ftruncate(descriptor, size)
+        raise
+    return len(data)
+
+
+def _last_line(descriptor: int, size: int) -> tuple[int, int, str] | None:
+    """Find the last whole line that is an entry; return where it ends, its id and prediction_id.
+
+    (0, 0, "") if the file has no whole line at all; None if it has, and none of them is an entry.
+    """
+    window = TAIL_BYTES
+    while True:
+        start = max(0, size - window)
+        block = os.pread(descriptor, size - start, start)
+        end = block.rfind(b"\n") + 1
+        if start == end == 0:
+            return 0, 0, ""
+        while end:
+            begin = block.rfind(b"\n", 0, end - 1) + 1
+            # A line that began before the window is no JSON, and is found whole in a larger one.
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                entry = orjson.loads(block[begin:end])
+                return start + end, int(entry["id"]), str(entry["prediction_id"])
+            end = begin
+        if start == 0:
+            return None
+        window *= 16

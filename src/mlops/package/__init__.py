@@ -1,0 +1,1 @@
+"""Package: a fitted pipeline becomes a sealed bundle, exact in ONNX."""

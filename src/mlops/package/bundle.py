@@ -1,0 +1,259 @@
+"""The bundle: what training seals and serving opens. Named by its content.
+
+    models/bundles/<hash>/
+      manifest.json     SHA-256 and size of each file below; <hash> is this file's own SHA-256
+      model.onnx        request fields -> model inputs, prediction (and probabilities)
+      signature.json    fields, units, hard limits, what training saw
+      reference.json    profile of every field, model input and prediction in training
+      golden.json       50 rows that touch every edge, and their answers
+      metrics.json      scores in cross-validation and on the test rows, beside the baseline's
+      training.json     data fingerprint, candidate, parameters, seed, library versions
+      provenance.json   time, commit and user: true of this sealing, so outside the hash
+      pipeline.joblib   the fitted scikit-learn pipeline, for people; its digest is in provenance
+
+A bundle is written under another name, synced and then renamed: it is whole or it is not there.
+It is verified before anything in it is parsed, and every file is parsed from the very bytes that
+were verified. Serving never unpickles, so `pipeline.joblib` stays outside the hash: a pickle's
+bytes are not promised to repeat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlops.errors import BundleError
+from mlops.package.model import OnnxModel, Output
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+PROVENANCE = "provenance.json"
+PIPELINE = "pipeline.joblib"
+DOCUMENTS = ("signature.json", "reference.json", "golden.json", "metrics.json", "training.json")
+UNFINISHED = ".unfinished-"
+LARGEST_MANIFEST = 1 << 20
+GOLDEN_TOLERANCE = 1e-9
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened, verified bundle. The documents are plain JSON values."""
+
+    path: Path
+    hash: str
+    model: OnnxModel
+    signature: dict[str, Any]
+    reference: dict[str, Any]
+    golden: dict[str, Any]
+    metrics: dict[str, Any]
+    training: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def seal(
+    folder: Path,
+    *,
+    model: bytes,
+    documents: Mapping[str, Any],
+    pipeline: bytes,
+    provenance: Mapping[str, Any],
+) -> str:
+    """Write a bundle into `folder` and return its hash.
+
+    `documents` has one JSON value for each of `signature`, `reference`, `golden`, `metrics` and
+    `training`. A bundle with the same content is kept if it is sound, and replaced if it is not.
+    Raises `OSError` when it cannot be written; nothing half-written stays.
+    """
+    files = {MODEL: model}
+    for name in DOCUMENTS:
+        files[name] = _json_bytes(documents[name.removesuffix(".json")])
+    manifest = _json_bytes(
+        {
+            "format": FORMAT,
+            "files": {name: _entry(content) for name, content in sorted(files.items())},
+        }
+    )
+    files[MANIFEST] = manifest
+    files[PIPELINE] = pipeline
+    files[PROVENANCE] = _json_bytes({**provenance, "files": {PIPELINE: _entry(pipeline)}})
+    name = hashlib.sha256(manifest).hexdigest()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(folder)
+    unfinished = folder / f"{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        unfinished.mkdir()
+        for file, content in files.items():
+            _write_synced(unfinished / file, content)
+        _sync_folder(unfinished)
+        _move_into_place(unfinished, folder / name)
+        _sync_folder(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return name
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Verify a bundle, parse it and run its golden rows.
+
+    Raises `BundleError`, which names the file, if anything is missing, altered or not reproduced.
+    """
+    contents = verify(path)
+    try:
+        documents = {name.removesuffix(".json"): json.loads(contents[name]) for name in DOCUMENTS}
+        provenance = json.loads((path / PROVENANCE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _broken(path, f"cannot be read: {error}") from None
+    bundle = Bundle(
+        path=path,
+        hash=path.name,
+        model=OnnxModel(contents[MODEL]),
+        provenance=provenance,
+        **documents,
+    )
+    difference = golden_difference(bundle)
+    if not difference <= GOLDEN_TOLERANCE:
+        raise _broken(path, f"does not reproduce its golden rows (off by {difference:.3g})")
+    return bundle
+
+
+def verify(path: Path) -> dict[str, bytes]:
+    """Return the bytes of each file that the manifest names, each of which has its digest.
+
+    The manifest itself is parsed only after its own digest has been found equal to the name of
+    the folder. Raises `BundleError`.
+    """
+    manifest = _read_file(path, MANIFEST, LARGEST_MANIFEST)
+    if hashlib.sha256(manifest).hexdigest() != path.name:
+        raise _broken(path, f"is corrupt: {MANIFEST} does not have the digest in its name")
+    described = json.loads(manifest)
+    if described["format"] != FORMAT:
+        raise BundleError(
+            f"bundle {path.name[:12]} has format {described['format']}, not {FORMAT}",
+            "train it again with this version",
+        )
+    missing = {MODEL, *DOCUMENTS} - set(described["files"])
+    if missing:
+        raise _broken(path, f"lacks {sorted(missing)[0]}")
+    contents = {}
+    for name, entry in described["files"].items():
+        if Path(name).name != name:
+            raise _broken(path, f"names a file outside itself: {name!r}")
+        contents[name] = _read_file(path, name, entry["bytes"])
+        if _entry(contents[name]) != entry:
+            raise _broken(path, f"is corrupt: {name} does not have the digest in its manifest")
+    return contents
+
+
+def golden_difference(bundle: Bundle) -> float:
+    """Return the largest difference between the golden rows' sealed answers and those of now."""
+    output = bundle.model.run(np.array(bundle.golden["fields"], dtype=float))
+    return float(
+        max(
+            np.max(np.abs(np.asarray(found, dtype=float) - np.array(bundle.golden[name])))
+            for name, found in golden_answers(output).items()
+        )
+    )
+
+
+def golden_answers(output: Output) -> dict[str, list[Any]]:
+    """Return what golden rows seal of an output: the prediction, and probabilities if any."""
+    answers = {"prediction": output.prediction.tolist()}
+    if output.probabilities is not None:
+        answers["probabilities"] = output.probabilities.tolist()
+    return answers
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _json_bytes(value: Any) -> bytes:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _broken(path: Path, what: str) -> BundleError:
+    return BundleError(
+        f"bundle {path.name[:12]} {what}",
+        f"restore {path} from a copy, or remove it and train again",
+    )
+
+
+def _read_file(path: Path, name: str, largest: int) -> bytes:
+    """Read a regular file of the bundle, never through a link, never past its stated size."""
+    try:
+        descriptor = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _broken(path, f"lacks {name} ({error.strerror})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            content = file.read(largest + 1)
+        except OSError as error:
+            raise _broken(path, f"cannot be read: {name} ({error.strerror})") from None
+    if len(content) > largest:
+        raise _broken(path, f"is corrupt: {name} is larger than stated")
+    return content
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move_into_place(unfinished: Path, target: Path) -> None:
+    if target.exists():
+        try:
+            open_bundle(target)
+        except BundleError:
+            # Out of the way first: a folder cannot be renamed over one that is not empty.
+            target.rename(unfinished.with_name(f"{unfinished.name}-corrupt"))
+        else:
+            return
+    try:
+        unfinished.rename(target)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:  # an equal training was faster
+            raise
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed sealing left behind; one that is still at work is left alone.
+
+    A leftover with this process's own id is from an earlier life: in a container ids repeat.
+    """
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        process = int(leftover.name.removeprefix(UNFINISHED).split("-")[0])
+        if process == os.getpid() or not _alive(process):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

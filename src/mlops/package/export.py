@@ -1,0 +1,181 @@
+"""The fitted pipeline as an ONNX graph that gives the same answers, in double precision.
+
+    fields [N, f] -> inputs [N, i] -> (scale) -> estimator -> prediction [N], probabilities [N, K]
+
+Every step is written down in the operations, the order and the precision in which scikit-learn
+computes it; `parity.py` proves on data that nothing was lost. Converters that round to float32
+move rows across the thresholds of trees, and such a row is answered from another leaf.
+
+Missing values: NaN never reaches the graph, the API refuses it, so no node looks for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlops.errors import UsageError
+from mlops.package import trees
+from mlops.package.graph import Graph, Value
+from mlops.usecase import Ratio
+
+
+def to_onnx(pipeline: Any, fields: tuple[str, ...], labels: tuple[str, ...] = ()) -> bytes:
+    """Return the serialized graph of a fitted pipeline; the same pipeline gives the same bytes.
+
+    The pipeline has the steps `inputs` (`.inputs`: names of fields and `Ratio`s), perhaps `scale`
+    (a `StandardScaler`), and `model`. `labels` names the classes by their number.
+
+    Input: `fields`, double [N, len(fields)], in that order. Outputs: `inputs`, double
+    [N, model inputs], before scaling; `prediction`, double [N], or for a classifier the number of
+    the class, int64 [N]; `probabilities`, double [N, K], of a classifier only. The graph's
+    metadata holds the names of `fields`, `inputs` and `labels` as JSON lists.
+
+    Raises `UsageError` for what has no exact export, naming it and what has.
+    """
+    steps = dict(pipeline.named_steps)
+    items, scaler, model = steps.pop("inputs").inputs, steps.pop("scale", None), steps.pop("model")
+    if steps:
+        raise UsageError(
+            f"a pipeline with the step {next(iter(steps))!r} has no ONNX export",
+            "keep the steps to inputs, scale and model",
+        )
+    _check_labels(model, labels)
+    graph = Graph()
+    inputs = _derive(graph, items, fields)
+    _estimate(graph, model, inputs if scaler is None else _scale(graph, inputs, scaler))
+    outputs: dict[str, Value] = {"inputs": (np.float64, len(items)), "prediction": (np.float64,)}
+    if hasattr(model, "classes_"):
+        outputs["prediction"] = (np.int64,)
+        outputs["probabilities"] = (np.float64, len(model.classes_))
+    names = [item if isinstance(item, str) else item.name for item in items]
+    metadata = {"fields": fields, "inputs": names, "labels": labels}
+    return graph.serialize(
+        inputs={"fields": (np.float64, len(fields))},
+        outputs=outputs,
+        metadata={key: json.dumps(value) for key, value in metadata.items()},
+    )
+
+
+def _check_labels(model: Any, labels: tuple[str, ...]) -> None:
+    """A class's number must be its place in `labels`, which fails if training missed a class."""
+    known = model.classes_.tolist() if hasattr(model, "classes_") else []
+    if labels and known not in (list(range(len(labels))), list(labels)):
+        raise UsageError(
+            f"the model knows the classes {known}, the labels are {list(labels)}",
+            "train on rows of every class, numbered as the labels are",
+        )
+
+
+def _derive(graph: Graph, items: Sequence[str | Ratio], fields: tuple[str, ...]) -> str:
+    """Fields to model inputs: each a numerator over a denominator, which is 1 for a plain field."""
+    numerators = [item if isinstance(item, str) else item.numerator for item in items]
+    denominators = [item if isinstance(item, str) else item.denominator for item in items]
+    unknown = sorted({*numerators, *denominators} - {*fields})
+    if unknown:
+        raise UsageError(f"model inputs need {', '.join(unknown)}: no such field")
+    plain = np.array([[isinstance(item, str) for item in items]])
+
+    def columns(names: list[str], output: str = "") -> str:
+        places = np.array([fields.index(name) for name in names])
+        return graph.add("Gather", "fields", places, axis=1, output=output)
+
+    if plain.all():
+        return columns(numerators, output="inputs")
+    divisor = columns(denominators)
+    unity = graph.add("Or", graph.add("Equal", divisor, np.array(0.0)), plain)
+    divisor = graph.add("Where", unity, np.array(1.0), divisor)
+    return graph.add("Div", columns(numerators), divisor, output="inputs")
+
+
+def _scale(graph: Graph, inputs: str, scaler: Any) -> str:
+    if type(scaler).__name__ != "StandardScaler":
+        raise UsageError(
+            f"the scaler {type(scaler).__name__} has no ONNX export", "use StandardScaler"
+        )
+    scaled = inputs
+    if scaler.with_mean:
+        scaled = graph.add("Sub", scaled, scaler.mean_)
+    if scaler.with_std:
+        scaled = graph.add("Div", scaled, scaler.scale_)
+    return scaled
+
+
+LINEAR_REGRESSORS = {"LinearModel", "LinearRegression", "Ridge"}
+"""Names of classes or base classes; `LinearModel` is scikit-learn's base of Lasso and the like."""
+
+LINEAR_CLASSIFIERS = {"LogisticRegression", "LinearDiscriminantAnalysis"}
+
+
+def _estimate(graph: Graph, model: Any, inputs: str) -> None:
+    """Add the estimator and its outputs, `prediction` and for a classifier `probabilities`."""
+    ancestors = {base.__name__ for base in type(model).__mro__}
+    classifies = hasattr(model, "classes_")
+    forest = trees.read(model)
+    if forest is not None:
+        _trees(graph, forest, inputs)
+    elif ancestors & LINEAR_CLASSIFIERS:
+        _linear_classifier(graph, model, inputs)
+    elif ancestors & LINEAR_REGRESSORS and not classifies and model.coef_.ndim == 1:
+        product = graph.add("MatMul", inputs, model.coef_)
+        graph.add("Add", product, np.array(model.intercept_, dtype=float), output="prediction")
+    else:
+        supported = sorted(LINEAR_REGRESSORS | LINEAR_CLASSIFIERS | set(trees.READERS))
+        raise UsageError(
+            f"{type(model).__name__} has no exact ONNX export",
+            f"use one of {', '.join(supported)}",
+        )
+
+
+def _linear_classifier(graph: Graph, model: Any, inputs: str) -> None:
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(coefficients) == 1:  # of two classes, the first scores zero: see _from_scores
+        coefficients = np.vstack([np.zeros_like(coefficients), coefficients])
+        intercepts = np.concatenate([[0.0], intercepts])
+    _from_scores(graph, graph.add("Add", graph.add("MatMul", inputs, coefficients.T), intercepts))
+
+
+def _from_scores(graph: Graph, scores: str) -> None:
+    """Scores to probabilities and class.
+
+    The sigmoid of a score is the softmax of (0, score), and score > 0 is what ArgMax finds there:
+    two classes need no operations of their own.
+    """
+    graph.add("Softmax", scores, axis=1, output="probabilities")
+    graph.add("ArgMax", scores, axis=1, keepdims=0, output="prediction")
+
+
+def _trees(graph: Graph, forest: trees.Forest, inputs: str) -> None:
+    if forest.float32:
+        rounded = graph.add("Cast", inputs, to=np.float32)
+        inputs = graph.add("Cast", rounded, to=np.float64)
+    if forest.leaves.ndim == 2:
+        _class_trees(graph, forest, inputs)
+    elif forest.link == "softmax":
+        turn = forest.tree % forest.scores if forest.scores > 1 else np.ones_like(forest.tree)
+        _from_scores(graph, graph.trees(forest, inputs, forest.leaves, turn))
+    else:
+        target = np.zeros_like(forest.tree)
+        answer = graph.trees(forest, inputs, forest.leaves, target, mean=not forest.boosted)
+        if forest.link == "exp":
+            answer = graph.add("Exp", answer)
+        graph.add("Squeeze", answer, np.array([1]), output="prediction")
+
+
+def _class_trees(graph: Graph, forest: trees.Forest, inputs: str) -> None:
+    """Mean of the trees' class probabilities.
+
+    A leaf of `TreeEnsemble` holds one number, these hold one a class. So each tree answers with
+    the number of its leaf, and the probabilities are looked up in a table beside the trees: as
+    exact as a copy of all trees for each class, and a fraction of its size.
+    """
+    number = np.arange(len(forest.leaves), dtype=float)
+    leaf = graph.add("Cast", graph.trees(forest, inputs, number, forest.tree), to=np.int64)
+    each = graph.add("Gather", forest.leaves, leaf, axis=0)  # [N, trees, classes]
+    total = graph.add("ReduceSum", each, np.array([1]), keepdims=0)
+    count = np.array(float(len(forest.roots)))
+    probabilities = graph.add("Div", total, count, output="probabilities")
+    graph.add("ArgMax", probabilities, axis=1, keepdims=0, output="prediction")

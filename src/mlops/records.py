@@ -1,0 +1,64 @@
+"""What is written down about a request, in the form in which it is stored.
+
+JSON columns are already text here, so that the database, the log file and a resent answer all
+hold the same bytes and nothing is encoded twice. They are named tuples: thousands are made each second,
+and each is bound to a statement as it is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Prediction(NamedTuple):
+    """One answered row.
+
+    `prediction` is the number answered (regression) or the label (classification). `timestamp`
+    is UTC, ISO 8601, always 32 characters, so text order is time order. `id` is the row's number
+    in the log: 0 until it is committed.
+    """
+
+    prediction_id: str
+    timestamp: str
+    inputs: str
+    prediction: float | str
+    probabilities: str | None
+    warnings: str | None
+    model_version: int
+    bundle: str
+    client: str | None = None
+    id: int = 0
+
+
+class Submission(NamedTuple):
+    """The rows of one request: all are logged, or none.
+
+    With an idempotency `key`, the log keeps the first submission and hands it back for a resend.
+    """
+
+    rows: tuple[Prediction, ...]
+    key: str | None = None
+
+
+class Failure(NamedTuple):
+    """One request that got no prediction. `body` is its first bytes, `detail` the JSON answer."""
+
+    timestamp: str
+    path: str
+    status: int
+    detail: str
+    body: str
+    client: str | None = None
+
+
+class Totals(NamedTuple):
+    """What the log holds, as it has counted it. `last_updated` is None for an empty log."""
+
+    total_predictions: int
+    by_version: dict[int, int]
+    """Number of predictions by model version."""
+    warned: int
+    """Number of predictions with at least one warning."""
+    failed_requests: dict[int, int]
+    """Number of failed requests by HTTP status."""
+    last_updated: str | None

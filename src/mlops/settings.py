@@ -1,0 +1,72 @@
+"""Settings: environment variables, with defaults that suit a laptop.
+
+All folders hang under one home, which is the current folder unless `MLOPS_HOME` says otherwise,
+so that `mlflow ui`, `sqlite3 housinglogs/predictions.db` and the like work as typed there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mlops.errors import UsageError
+
+Durability = Literal["power", "crash"]
+
+
+class Settings(BaseSettings):
+    """One reading of the environment. Make it where a verb begins; pass it on."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    # Only the environment's names are aliases: a field called "home" would also read $HOME.
+    home: Path = Field(Path(), validation_alias="MLOPS_HOME")
+    host: str = Field("127.0.0.1", validation_alias="MLOPS_HOST")
+    port: int = Field(8000, ge=1, le=65535, validation_alias="PORT")
+    mlflow_port: int = Field(5000, ge=1, le=65535, validation_alias="MLFLOW_PORT")
+    tracking_uri: str = Field("", validation_alias="MLFLOW_TRACKING_URI")
+    registry_uri: str = Field("", validation_alias="MODEL_REGISTRY_URI")
+    durability: Durability = Field("power", validation_alias="PREDICTIONS_DURABILITY")
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def bundles(self) -> Path:
+        return self.models / "bundles"
+
+    @property
+    def state_database(self) -> Path:
+        return self.models / "state.db"
+
+    @property
+    def run(self) -> Path:
+        """Process ids and output of what `mlops up` started."""
+        return self.home / ".run"
+
+    @property
+    def tracks_locally(self) -> bool:
+        return not self.tracking_uri
+
+
+def read_settings(**overrides: object) -> Settings:
+    """Read the environment; `overrides`, by the variables' names, win.
+
+    Raises `UsageError` that names the variable.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0] if first["loc"] else "setting"
+        raise UsageError(
+            f"{name}={first['input']!r} cannot be used: {first['msg']}", "change or unset it"
+        ) from None

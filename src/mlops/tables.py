@@ -1,0 +1,232 @@
+"""What the command prints for people. Every number here is in the JSON form too."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SHORT_HASH = 12
+
+
+def plain(value: Any) -> Any:
+    """Return a result as what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def up(result: Any, console: Console) -> None:
+    table = _table(
+        "use case", "model", "metric", "score", "baseline", "version", "bundle", "answer"
+    )
+    for one in result.served:
+        answer = one.answer.get("predicted_label", one.answer.get("predicted_price"))
+        table.add_row(
+            one.use_case,
+            one.candidate,
+            one.metric,
+            f"{one.score:.4f}",
+            f"{one.baseline:.4f}",
+            f"{one.version}{' (reused)' if one.reused else ''}",
+            one.bundle[:SHORT_HASH],
+            f"{answer:.4f}" if isinstance(answer, float) else str(answer),
+        )
+    console.print(table)
+    lines = [(one.use_case, f"{result.server}/{one.use_case}/predict") for one in result.served]
+    lines += [("API docs", f"{result.server}/docs"), ("MLflow", result.mlflow)]
+    for name, address in lines:
+        _line(console, f"{name:<10}{address}")
+    _line(console, f"Up in {result.seconds:.1f} s. Stop it with: make down (or: mlops down)")
+
+
+def status(result: Mapping[str, Any], console: Console) -> None:
+    table = _table("service", "state", "address", "process", "since")
+    for one in result["services"]:
+        state = "healthy" if one["healthy"] else "not answering" if one["running"] else "stopped"
+        since = _local_time(one["since"]) if one["since"] else ""
+        table.add_row(one["name"], state, one["address"], str(one["pid"] or ""), since)
+    console.print(table)
+    table = _table("use case", "champion", "model", "bundle")
+    for name, one in result["champions"].items():
+        if one is None:
+            table.add_row(name, "none yet", "", "")
+        else:
+            table.add_row(name, str(one["version"]), one["candidate"], one["bundle"][:SHORT_HASH])
+    console.print(table)
+
+
+def prepared(result: Mapping[str, Any], console: Console) -> None:
+    verb = "checked" if result["reused"] else "written"
+    _line(
+        console,
+        f"{result['path']} {verb}: {result['rows']:,} rows, {len(result['columns'])} columns, "
+        f"{result['dropped']} dropped for missing values",
+    )
+    _line(console, f"source       {result['origin']}")
+    _line(console, f"fingerprint  {result['fingerprint']}")
+
+
+def training(result: Any, console: Console) -> None:
+    metric = result.metric
+    names = [name for name in result.candidates[0].metrics if not name.startswith("cv_")]
+    table = _table("candidate", f"{metric} in 5 folds", *(f"test {n}" for n in names), "seconds")
+    for one in result.candidates:
+        spread = one.metrics[f"cv_{metric}_mean"], one.metrics[f"cv_{metric}_std"]
+        table.add_row(
+            f"{one.name} *" if one.name == result.winner else one.name,
+            f"{spread[0]:.4f} ± {spread[1]:.4f}",
+            *(f"{one.metrics[name]:.4f}" for name in names),
+            f"{one.seconds:.1f}",
+        )
+    table.add_row("baseline", "", *(f"{result.baseline[name]:.4f}" for name in names), "")
+    console.print(table)
+    _line(
+        console,
+        f"{result.rows_train:,} rows to learn from, {result.rows_test:,} to be measured on; "
+        f"{result.rows_dropped} dropped for missing values, {result.rows_shared} on both sides",
+    )
+    for version in result.registered:
+        _line(
+            console,
+            f"{version.candidate}: version {version.version}, "
+            f"bundle {version.bundle[:SHORT_HASH]}{' *' * (version.candidate == result.winner)}",
+        )
+
+
+def promotion(result: Any, console: Console) -> None:
+    version = result.version
+    if not result.changed:
+        _line(console, f"{version.use_case}: version {version.version} is champion already")
+        return
+    table = _table("gate", "outcome", "says")
+    for verdict in result.verdicts:
+        table.add_row(verdict.gate, verdict.outcome, verdict.says)
+    console.print(table)
+    before = "no champion before" if result.previous is None else f"before: {result.previous}"
+    _line(console, f"{version.use_case}: version {version.version} is champion ({before})")
+
+
+def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
+    if not result:
+        _line(console, f"{use_case} has no runs yet: train it with: mlops train {use_case}")
+        return
+    names = [name for name in result[0]["metrics"] if not name.startswith(("cv_", "train_"))]
+    table = _table("run", "candidate", "started", *names, "commit", "bundle")
+    for one in result:
+        table.add_row(
+            one["run_id"][:SHORT_HASH],
+            one["candidate"],
+            _local_time(one["start_time"] / 1000),
+            *(f"{one['metrics'].get(name, float('nan')):.4f}" for name in names),
+            one["commit"][:8],
+            one["tags"].get("bundle", "")[:SHORT_HASH],
+        )
+    console.print(table)
+
+
+def shown(result: Mapping[str, Any], console: Console) -> None:
+    target = result["target"]
+    _line(console, f"{result['title']}: {result['task']} of {target['name']} ({target['unit']})")
+    table = _table("field", "unit", "least", "greatest", "what it is")
+    for field in result["fields"]:
+        limits = f"{field['low']:g}", f"{field['high']:g}"
+        table.add_row(field["name"], field["unit"], *limits, field["description"])
+    console.print(table)
+    table = _table("version", "model", "score", "bundle", "sealed", "commit")
+    for one in result["versions"]:
+        mark = " champion" if one["version"] == result["champion"] else ""
+        scores = one.get("scores", {})
+        score = scores.get("r2_score", scores.get("accuracy"))
+        table.add_row(
+            f"{one['version']}{mark}",
+            one["candidate"],
+            f"{score:.4f}" if score is not None else f"unusable: {one['trouble']}",
+            one["bundle"][:SHORT_HASH],
+            (one.get("sealed_utc") or "")[:19],
+            (one.get("commit") or "")[:8],
+        )
+    console.print(table)
+    table = _table("decided", "decision", "version", "before", "reason")
+    for one in result["decisions"]:
+        before = "" if one["previous"] is None else str(one["previous"])
+        row = one["decided_utc"][:19], one["action"], str(one["version"]), before, one["reason"]
+        table.add_row(*row)
+    console.print(table)
+
+
+def answers(result: Sequence[Mapping[str, Any]], console: Console) -> None:
+    columns = [name for name in result[0] if name != "warnings"]
+    table = _table(*columns, "warnings")
+    for one in result:
+        table.add_row(*(_value(one[name]) for name in columns), "\n".join(one["warnings"]))
+    console.print(table)
+
+
+def predictions(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
+    if not result:
+        _line(console, f"{use_case} has answered nothing yet")
+        return
+    table = _table("id", "time (UTC)", "prediction", "inputs", "version", "warnings")
+    for one in result:
+        table.add_row(
+            str(one["id"]),
+            one["timestamp"][:19],
+            _value(one["prediction"]),
+            "  ".join(f"{name}={value:g}" for name, value in one["inputs"].items()),
+            str(one["model_version"]),
+            "\n".join(one["warnings"]),
+        )
+    console.print(table)
+
+
+def failures(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
+    if not result:
+        _line(console, f"{use_case} has refused nothing yet")
+        return
+    table = _table("time (UTC)", "status", "path", "why")
+    for one in result:
+        why = "; ".join(item["msg"] for item in one["detail"])
+        table.add_row(one["timestamp"][:19], str(one["status"]), one["path"], why)
+    console.print(table)
+
+
+def service_logs(printed: Mapping[str, Sequence[str]], console: Console) -> None:
+    for name, lines in printed.items():
+        _line(console, f"── {name} " + "─" * 40)
+        for line in lines or ["(nothing yet)"]:
+            _line(console, line)
+    _line(console, "Predictions are in: mlops logs housing, mlops logs iris")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=position == 0)
+    return table
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name} {_value(item)}" for name, item in value.items())
+    return str(value)
+
+
+def _local_time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,254 @@
+"""Runs: every trained candidate, with what it learnt from, how it was set and how it scored.
+
+By default the store is `mlflow.db` in the project folder with artifacts under `mlruns/`, which is
+what `mlflow ui` looks for when it is given no setting. MLFLOW_TRACKING_URI and MODEL_REGISTRY_URI
+point elsewhere. A run costs well under a second, because requirements and signature are stated
+and not inferred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import getpass
+import importlib.metadata
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops.errors import TrackingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+REQUIREMENTS = ("numpy", "scikit-learn", "lightgbm")
+EXAMPLE_ROWS = 2
+PARAMETER_LENGTH = 500
+MLFLOW_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A tracking server that refuses or hangs should cost seconds, not the ten minutes of default.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run and the model logged in it."""
+
+    run_id: str
+    model_uri: str
+
+
+class Tracking:
+    """A connection to the tracking store and the registry."""
+
+    def __init__(self, home: Path, tracking_uri: str, registry_uri: str) -> None:
+        for name, value in MLFLOW_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        self.home = home
+        self.local = not tracking_uri
+        self.uri = tracking_uri or local_uri(home)
+        self.registry_uri = registry_uri or self.uri
+
+    @functools.cached_property
+    def client(self) -> MlflowClient:
+        """The client; the first use of a new local store creates its tables (about 2 s)."""
+        import mlflow
+
+        _quiet()
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.registry_uri)
+        with _first_alone(self.home) if self.local else contextlib.nullcontext():
+            client = mlflow.MlflowClient()
+            client.search_experiments(max_results=1)
+        return client
+
+    def connect(self) -> None:
+        """Reach the store, creating a local one. Raises `TrackingError`."""
+        with self.errors():
+            _ = self.client
+
+    def log_run(
+        self,
+        *,
+        experiment: str,
+        candidate: str,
+        pipeline: Any,
+        metrics: Mapping[str, float],
+        training_table: pd.DataFrame,
+        X: pd.DataFrame,
+        predictions: Any,
+        fingerprint: str,
+        origin: str,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> Run:
+        """Log one candidate as a run of `experiment`. Raises `TrackingError`."""
+        with self.errors():
+            import mlflow
+            from mlflow.entities import Metric, Param, RunTag
+            from mlflow.models import ModelSignature
+            from mlflow.types import ColSpec, Schema
+
+            client = self.client
+            run = client.create_run(
+                self._experiment_id(experiment),
+                run_name=candidate,
+                tags={
+                    "mlflow.user": user(),
+                    "mlflow.source.name": "mlops train",
+                    "mlflow.source.type": "LOCAL",
+                    "mlflow.source.git.commit": commit(self.home),
+                    "data_fingerprint": fingerprint,
+                    "data_origin": origin,
+                    **tags,
+                },
+            )
+            run_id = run.info.run_id
+            now = run.info.start_time
+            stated = {"model_name": candidate, "model_class": type(pipeline[-1]).__name__}
+            stated |= {k: str(v)[:PARAMETER_LENGTH] for k, v in parameters.items()}
+            client.log_batch(
+                run_id,
+                metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+                params=[Param(name, value) for name, value in stated.items()],
+                tags=[RunTag("model_family", type(pipeline[-1]).__module__.split(".")[0])],
+            )
+            output_type = "double" if predictions.dtype.kind == "f" else "long"
+            with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+                # Advice on columns of whole numbers that might one day lack a value.
+                warnings.filterwarnings("ignore", message="Hint: Inferred schema", module="mlflow")
+                dataset = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+                    training_table, name=experiment, digest=fingerprint[:32]
+                )
+                mlflow.log_input(dataset, context="training")
+                model = mlflow.sklearn.log_model(
+                    pipeline,
+                    name=candidate,
+                    serialization_format="pickle",
+                    signature=ModelSignature(
+                        Schema([ColSpec("double", name) for name in X.columns]),
+                        Schema([ColSpec(output_type)]),
+                    ),
+                    input_example=X.head(EXAMPLE_ROWS),
+                    pip_requirements=requirements(),
+                )
+            return Run(run_id, model.model_uri)
+
+    def attach(self, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
+        """Put a folder's files into a run's artifacts, under `bundle/`, and tag the run."""
+        with self.errors():
+            self.client.log_artifacts(run_id, str(folder), "bundle")
+            for name, value in tags.items():
+                self.client.set_tag(run_id, name, value)
+
+    def runs(self, experiment: str, most: int = 200) -> list[dict[str, Any]]:
+        """Return the runs of an experiment, newest first."""
+        with self.errors():
+            found = self.client.get_experiment_by_name(experiment)
+            if found is None:
+                return []
+            return [
+                {
+                    "run_id": run.info.run_id,
+                    "candidate": run.data.params.get("model_name", run.info.run_name),
+                    "status": run.info.status,
+                    "start_time": run.info.start_time,
+                    "metrics": dict(run.data.metrics),
+                    "tags": {k: v for k, v in run.data.tags.items() if "." not in k},
+                    "commit": run.data.tags.get("mlflow.source.git.commit", "unknown"),
+                }
+                for run in self.client.search_runs(
+                    [found.experiment_id], max_results=most, order_by=["attributes.start_time DESC"]
+                )
+            ]
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn whatever MLflow, its database or the network raise into one clear line."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise TrackingError(
+                f"tracking at {self.uri} failed: {reason}",
+                "look at MLFLOW_TRACKING_URI, or unset it to track in this folder",
+            ) from error
+
+    def _experiment_id(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = (self.home / "mlruns" / name).resolve().as_uri() if self.local else None
+        try:
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:
+            # Another training may have created it in between.
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+
+def local_uri(home: Path) -> str:
+    """Return the address of the store that `mlflow ui` finds by itself in `home`."""
+    return f"sqlite:///{(home / 'mlflow.db').resolve()}"
+
+
+def requirements() -> list[str]:
+    """Return the pinned packages that a logged pipeline needs to be loaded."""
+    return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
+
+
+@functools.cache
+def commit(home: Path) -> str:
+    """Return the git commit of the project, "unknown" outside a repository."""
+    try:
+        found = subprocess.run(  # noqa: S603  # a fixed command
+            ["git", "-C", str(home), "rev-parse", "HEAD"],  # noqa: S607  # git is where it is
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
+
+
+@contextlib.contextmanager
+def _first_alone(home: Path) -> Iterator[None]:
+    """Let one process at a time create the store's tables: MLflow's migrations do not wait."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".mlflow.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _quiet() -> None:
+    """Keep MLflow's notes on its own doings, and its advice against pickle, off the terminal.
+
+    The pickle is for people; what is served is the bundle's ONNX graph.
+    """
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,135 @@
+"""What a use case is: one declaration from which everything else follows.
+
+The request schema, the checks on the training data, the pipeline, its exact ONNX export, the
+documentation and the log's table are all read from a `UseCase`. It holds no behaviour of its own
+beyond looking things up, and imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEED = 42
+"""Seed of the split, of cross-validation and of every candidate."""
+
+TEST_SHARE = 0.2
+FOLDS = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Feature:
+    """One field of a request, and the column of the data file that it is learnt from.
+
+    `low` and `high` are hard limits, both allowed: a value outside cannot be true (a latitude of
+    91, minus three rooms) and is refused. What training saw is narrower, is learnt, and only warns.
+    """
+
+    name: str
+    column: str
+    unit: str
+    low: float
+    high: float
+    description: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ratio:
+    """A derived model input: one field divided by another; a zero denominator counts as one."""
+
+    name: str
+    numerator: str
+    denominator: str
+    unit: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """What is predicted. `labels` names the classes by their number; empty for a regression."""
+
+    name: str
+    column: str
+    unit: str
+    low: float
+    high: float
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """One algorithm that competes for the use case.
+
+    `build(seed)` returns an unfitted scikit-learn estimator. `scaled` puts a `StandardScaler` in
+    front of it, inside the pipeline; trees do without. `file` names `models/<file>.pkl`.
+    `always_registered` makes every training register a version, whether it wins or not.
+    """
+
+    name: str
+    build: Callable[[int], Any]
+    scaled: bool = False
+    file: str = ""
+    always_registered: bool = False
+
+    @property
+    def pickle_name(self) -> str:
+        return f"{self.file or self.name}.pkl"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A raw table and where it came from."""
+
+    table: pd.DataFrame
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UseCase:
+    """A table to learn from and a service to offer.
+
+    `inputs` lists what the model sees, in order: the name of a field, or a `Ratio` of two.
+    `load` returns the raw table in data-file columns. `metric` decides (higher is better).
+    """
+
+    name: str
+    title: str
+    description: str
+    model_name: str
+    task: Literal["regression", "classification"]
+    target: Target
+    features: tuple[Feature, ...]
+    inputs: tuple[str | Ratio, ...]
+    load: Callable[[], Source]
+    candidates: tuple[Candidate, ...]
+    metric: str
+    examples: Mapping[str, Mapping[str, float]]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the request fields, in order."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the model's inputs, in order."""
+        return tuple(i if isinstance(i, str) else i.name for i in self.inputs)
+
+    @property
+    def log_name(self) -> str:
+        """Name of the log's folder and of its table."""
+        return f"{self.name}logs"
+
+    @property
+    def is_classification(self) -> bool:
+        return self.task == "classification"
+
+    def candidate(self, name: str) -> Candidate:
+        """Return the candidate of that name; `KeyError` if there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(name)

@@ -1,0 +1,83 @@
+"""Iris: the species of a flower from four measurements (Fisher 1936, as scikit-learn ships it)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlops.usecase import Candidate, Feature, Source, Target, UseCase
+
+SPECIES = ("setosa", "versicolor", "virginica")
+
+
+def load() -> Source:
+    """Return Fisher's 150 flowers: four measurements in cm and the name of the species."""
+    from sklearn.datasets import load_iris
+
+    iris = load_iris(as_frame=True)
+    table = iris.data.set_axis(
+        ["sepal_length", "sepal_width", "petal_length", "petal_width"], axis=1
+    )
+    table["species"] = [SPECIES[number] for number in iris.target]
+    return Source(table, "scikit-learn's copy of Fisher 1936")
+
+
+def logistic_regression(seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=200, random_state=seed)
+
+
+def random_forest(seed: int) -> Any:
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(n_estimators=100, random_state=seed)
+
+
+def linear_discriminant_analysis(seed: int) -> Any:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    return LinearDiscriminantAnalysis()
+
+
+def _measurement(name: str, description: str) -> Feature:
+    return Feature(name, name, "cm", 0.05, 30, description)
+
+
+IRIS = UseCase(
+    name="iris",
+    title="Iris",
+    description="Species of an iris from the size of its sepals and petals.",
+    model_name="IrisClassifierModel",
+    task="classification",
+    target=Target("predicted_class", "species", "species", low=0, high=2, labels=SPECIES),
+    features=(
+        _measurement("sepal_length", "Length of the sepal"),
+        _measurement("sepal_width", "Width of the sepal"),
+        _measurement("petal_length", "Length of the petal"),
+        _measurement("petal_width", "Width of the petal"),
+    ),
+    inputs=("sepal_length", "sepal_width", "petal_length", "petal_width"),
+    load=load,
+    candidates=(
+        Candidate("LogisticRegression", logistic_regression, scaled=True),
+        Candidate(
+            "RandomForest", random_forest, file="RandomForestClassifier", always_registered=True
+        ),
+        Candidate("LinearDiscriminantAnalysis", linear_discriminant_analysis),
+    ),
+    metric="accuracy",
+    examples={
+        "setosa": {
+            "sepal_length": 5.1,
+            "sepal_width": 3.5,
+            "petal_length": 1.4,
+            "petal_width": 0.2,
+        },
+        "virginica": {
+            "sepal_length": 6.3,
+            "sepal_width": 3.3,
+            "petal_length": 6.0,
+            "petal_width": 2.5,
+        },
+    },
+)

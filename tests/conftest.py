@@ -1,0 +1,191 @@
+"""Worlds for the tests: a project that was trained once, and real processes over copies of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+REPOSITORY = Path(__file__).parents[1]
+USE_CASES = ("housing", "iris")
+SECONDS_TO_START = 60
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """Return a clean environment for a process over `home`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "MLOPS", "PORT"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {
+        **kept,
+        "PATH": path,
+        "MLOPS_HOME": str(home),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **more,
+    }
+
+
+def run(
+    *command: str, home: Path, check: bool = True, timeout: float = 120, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in `home` as a person would type it there, its output kept."""
+    done = subprocess.run(
+        command,
+        cwd=home,
+        env=environment(home, **more),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(
+            f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
+    return done
+
+
+def mlops(*arguments: str, home: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command `mlops`."""
+    return run(sys.executable, "-m", "mlops.cli", *arguments, home=home, **options)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclasses.dataclass
+class Server:
+    """A real server process over a project folder."""
+
+    home: Path
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def request(
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """Send one request; return the status and the parsed JSON. Bytes are sent as they are."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"content-type": "application/json", **(headers or {})}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, strict_json(response.read())
+        except urllib.error.HTTPError as error:
+            return error.code, strict_json(error.read())
+
+    def kill(self) -> None:
+        """End it as a power cut of the process would: SIGKILL."""
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+    def stop(self) -> int:
+        """End it as an operator would: SIGTERM. Return the exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout=30)
+
+    def printed(self) -> str:
+        return (self.home / "server.out").read_text()
+
+
+def strict_json(content: bytes) -> Any:
+    """Parse JSON as the standard has it: NaN and Infinity are errors."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"not strict JSON: {constant} in {content[:300]!r}")
+
+    return json.loads(content, parse_constant=refuse)
+
+
+def start_server(
+    home: Path, *use_cases: str, command: list[str] | None = None, ready: bool = True, **more: str
+) -> Server:
+    """Start `mlops serve` (or `command`, with {port} in it) and wait until it answers."""
+    port = free_port()
+    words = command or [sys.executable, "-m", "mlops.cli", "serve", *use_cases, "--port", "{port}"]
+    with (home / "server.out").open("ab") as output:
+        process = subprocess.Popen(
+            [word.format(port=port) for word in words],
+            cwd=home,
+            env=environment(home, **more),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    server = Server(home, process, f"http://127.0.0.1:{port}")
+    wait_for(server, "/health/ready" if ready else "/health/live")
+    return server
+
+
+def wait_for(server: Server, path: str) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if server.request(path)[0] == 200:
+                return
+        if server.process.poll() is not None:
+            break
+        time.sleep(0.05)
+    server.kill()
+    raise AssertionError(f"no 200 from {path}:\n{server.printed()}")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which both use cases were trained, tracked and promoted, once for the suite.
+
+    Tests read it; those that change anything take `home`, a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    home = shared / "trained"
+    with FileLock(f"{home}.lock"):
+        if not (home / "done").exists():
+            home.mkdir(exist_ok=True)
+            for name in USE_CASES:
+                mlops("train", name, "--promote", home=home)
+            (home / "done").touch()
+    return home
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained project that the test may change: data, bundles and champions."""
+    target = tmp_path / "home"
+    shutil.copytree(trained / "data", target / "data")
+    shutil.copytree(trained / "models" / "bundles", target / "models" / "bundles")
+    shutil.copy(trained / "models" / "state.db", target / "models" / "state.db")
+    return target
+
+
+@pytest.fixture
+def serve(home: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers over `home`; all are ended with the test."""
+    servers: list[Server] = []
+
+    def start(*use_cases: str, **options: Any) -> Server:
+        server = start_server(options.pop("home", home), *use_cases, **options)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()
