@@ -1,8 +1,8 @@
 """What is written down about a request, in the form in which it is stored.
 
 JSON columns are already text here, so that the database, the log file and a resent answer all
-hold the same bytes and nothing is encoded twice. They are named tuples: thousands are made each second,
-and each is bound to a statement as it is.
+hold the same bytes and nothing is encoded twice. They are named tuples: thousands are made each
+second, and each is bound to a statement as it is.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Service:
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
+        self._fields = use_case.fields
         self._quotes = 2 * len(use_case.features)
         self._group: GroupCommit | None = None
         self._log: PredictionLog | None = None
@@ -190,7 +191,7 @@ class Service:
     async def _predict(self, instances: Sequence[BaseModel], headers: Headers) -> Logged:
         if self._group is None or self._group.champion is None:
             raise NotTrainedError("no model answers yet")
-        fields = self.use_case.fields
+        fields = self._fields
         records = [instance.__dict__ for instance in instances]
         rows: list[Sequence[float]] = [[record[name] for name in fields] for record in records]
         inputs = [orjson.dumps(record).decode() for record in records]

@@ -175,14 +175,12 @@ class Ledger:
 
     def decisions(self, use_case: str) -> list[Decision]:
         """Return the decisions about a use case, oldest first."""
-        return [
-            Decision(decided, name, action, version, previous, reason, json.loads(evidence))
-            for decided, name, action, version, previous, reason, evidence in self._database.execute(
-                "SELECT decided_utc, use_case, action, version, previous, reason, evidence"
-                " FROM decisions WHERE use_case = ? ORDER BY id",
-                (use_case,),
-            )
-        ]
+        rows = self._database.execute(
+            "SELECT decided_utc, use_case, action, version, previous, reason, evidence"
+            " FROM decisions WHERE use_case = ? ORDER BY id",
+            (use_case,),
+        )
+        return [_decision(row) for row in rows]
 
     def _decide(
         self,
@@ -207,6 +205,10 @@ class Ledger:
                 json.dumps(evidence, allow_nan=False),
             ),
         )
+
+
+def _decision(row: Any) -> Decision:
+    return Decision(*row[:-1], evidence=json.loads(row[-1]))
 
 
 def utc_now() -> str:
