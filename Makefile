@@ -54,7 +54,8 @@ test: ## run the fast tests (ARGS="-k drift" adds options of pytest)
 	@$(SETUP) dev
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-test-all: test ## run the fast tests, then the slow ones: timed, privileged, packaging
+test-all: ## run the slow tests: timed, privileged, from a bare clone
+	@$(SETUP) dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: ## check format, lint, types, layers and documents

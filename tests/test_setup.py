@@ -52,7 +52,7 @@ if [ "$1" = --version ]; then echo "uv 1.2.3"; exit; fi
 echo "uv $*" >> calls
 env | grep -E '^(UV|SSL)_' > uv-environment
 if [ -f uv-stops ]; then kill -TERM $PPID; sleep 9; fi
-if [ -f uv-dawdles ]; then sleep 0.7; fi
+if [ -f uv-dawdles ]; then sleep 0.3; fi
 if [ -f uv-says ]; then cat uv-says; exit 1; fi
 exit 0
 """
@@ -356,8 +356,6 @@ def test_each_failure_of_uv_is_one_line_with_advice_and_the_log(clone: Clone, ki
     assert ADVICE[kind] in failed.err
     assert "run the same command again" in failed.err
     assert failed.err.endswith("(full output: .run/setup.log)\n")
-    (clone.root / "uv-says").unlink()
-    assert clone.set_up("runtime").code == 0
 
 
 @pytest.mark.parametrize(
@@ -391,8 +389,8 @@ def test_without_network_the_cache_is_tried_and_a_working_environment_stays(clon
     assert len(failed.calls) == 2
     assert clone.uv_environment()["UV_OFFLINE"] == "1"
     assert clone.stamp() == before
-    clone.write("requirements/runtime.txt", "numpy==2.0 \\\n")
-    assert clone.set_up("runtime").calls == []
+    (clone.root / "uv-says").unlink()
+    assert clone.set_up("runtime").code == 0
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(

@@ -193,7 +193,10 @@ def runs_wanted_python(place: Place, stamp: dict[str, str]) -> bool:
     if not wish:
         return True
     named = Path(shutil.which(wish) or "")
-    return named.resolve() == actual or version_of(str(named))[:2] == version_of(str(actual))[:2]
+    if named.resolve() == actual:
+        return True
+    minor = ".".join(map(str, version_of(str(named))[:2]))
+    return stamp.get("version", "").startswith(f"{minor}.")
 
 
 def is_usable(place: Place) -> bool:

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 @app.command()
 def up(
     use_cases: Annotated[
-        list[str] | None, typer.Argument(metavar="[USE_CASE]...", help="All, unless named")
+        list[str] | None, typer.Argument(metavar="USE_CASE", help="All, unless named")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +94,7 @@ def status(as_json: AsJson = False) -> None:
 @app.command()
 def serve(
     use_cases: Annotated[
-        list[str] | None, typer.Argument(metavar="[USE_CASE]...", help="All, unless named")
+        list[str] | None, typer.Argument(metavar="USE_CASE", help="All, unless named")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port (PORT)")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind (MLOPS_HOST)")] = None,
@@ -216,7 +216,7 @@ def promote(
 def predict(
     use_case: UseCaseName,
     fields: Annotated[
-        list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="One row")
+        list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="One row")
     ] = None,
     table: Annotated[
         Path | None, typer.Option("--csv", help="Many rows: a CSV file with the fields as columns")
@@ -244,7 +244,7 @@ def predict(
 @app.command()
 def logs(
     use_case: Annotated[
-        str | None, typer.Argument(metavar="[USE_CASE]", help="Output of the services, unless told")
+        str | None, typer.Argument(metavar="USE_CASE", help="Output of the services, unless told")
     ] = None,
     last: Annotated[int, typer.Option(min=1, help="How many")] = 20,
     failures: Annotated[

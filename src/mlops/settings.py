@@ -23,13 +23,40 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     # Only the environment's names are aliases: a field called "home" would also read $HOME.
-    home: Path = Field(Path(), validation_alias="MLOPS_HOME")
-    host: str = Field("127.0.0.1", validation_alias="MLOPS_HOST")
-    port: int = Field(8000, ge=1, le=65535, validation_alias="PORT")
-    mlflow_port: int = Field(5000, ge=1, le=65535, validation_alias="MLFLOW_PORT")
-    tracking_uri: str = Field("", validation_alias="MLFLOW_TRACKING_URI")
-    registry_uri: str = Field("", validation_alias="MODEL_REGISTRY_URI")
-    durability: Durability = Field("power", validation_alias="PREDICTIONS_DURABILITY")
+    home: Path = Field(
+        Path(),
+        validation_alias="MLOPS_HOME",
+        description="Folder under which data, models, runs and logs are kept",
+    )
+    host: str = Field(
+        "127.0.0.1", validation_alias="MLOPS_HOST", description="Address the server binds"
+    )
+    port: int = Field(
+        8000, ge=1, le=65535, validation_alias="PORT", description="Port of the server"
+    )
+    mlflow_port: int = Field(
+        5000,
+        ge=1,
+        le=65535,
+        validation_alias="MLFLOW_PORT",
+        description="Port of the MLflow that `mlops up` starts",
+    )
+    tracking_uri: str = Field(
+        "",
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="Where runs are tracked; unset: `mlflow.db` and `mlruns/` in the home folder",
+    )
+    registry_uri: str = Field(
+        "",
+        validation_alias="MODEL_REGISTRY_URI",
+        description="Where versions are registered; unset: where runs are tracked",
+    )
+    durability: Durability = Field(
+        "power",
+        validation_alias="PREDICTIONS_DURABILITY",
+        description="`power`: every answer is synced to disk first; `crash`: survives kill -9,"
+        " not a power cut",
+    )
 
     @property
     def data(self) -> Path:

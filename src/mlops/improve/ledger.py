@@ -208,7 +208,8 @@ class Ledger:
 
 
 def _decision(row: Any) -> Decision:
-    return Decision(*row[:-1], evidence=json.loads(row[-1]))
+    *columns, evidence = row
+    return Decision(*[*columns, json.loads(evidence)])
 
 
 def utc_now() -> str:
