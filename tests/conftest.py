@@ -168,7 +168,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained project that the test may change: data, bundles and champions."""
-    target = tmp_path / "home"
+    return copy_project(trained, tmp_path / "home")
+
+
+def copy_project(trained: Path, target: Path) -> Path:
+    """Copy what serving needs: data, bundles and champions; neither runs nor pickles."""
     shutil.copytree(trained / "data", target / "data")
     shutil.copytree(trained / "models" / "bundles", target / "models" / "bundles")
     shutil.copy(trained / "models" / "state.db", target / "models" / "state.db")

@@ -36,11 +36,11 @@ lock = load("lock")
 # A Python that knows `-c`, `-m venv` and `-m pip`; files in the clone decide how it fails.
 PYTHON = """#!/bin/sh
 case "$1 $2" in
-"-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg"
+"-m venv") mkdir -p "$3/bin"; ln -s "$0" "$3/bin/python"; touch "$3/pyvenv.cfg"
     echo "VIRTUAL_ENV=$3" > "$3/bin/activate"; echo venv >> calls ;;
 "-m pip") shift 2
     if [ "$1" = config ]; then cat pip-config 2>/dev/null; exit 0; fi
-    if [ -f pip-says ]; then cat pip-says; exit 1; fi
+    if [ -f no-uv ]; then case "$*" in *setup.txt*) cat no-uv; exit 1 ;; esac; fi
     echo "pip $*" >> calls
     case "$*" in *setup.txt*) cp uv-script .venv/bin/uv ;; esac ;;
 *) case "$2" in *ensurepip*) if [ -f no-ensurepip ]; then exit 1; fi ;; esac
@@ -51,7 +51,7 @@ UV = """#!/bin/sh
 if [ "$1" = --version ]; then echo "uv 1.2.3"; exit; fi
 echo "uv $*" >> calls
 env | grep -E '^(UV|SSL)_' > uv-environment
-if [ -f uv-stops ]; then kill -TERM $PPID; sleep 9; fi
+if [ -f uv-stops ]; then kill -TERM $PPID; exec sleep 9; fi
 if [ -f uv-dawdles ]; then sleep 0.3; fi
 if [ -f uv-says ]; then cat uv-says; exit 1; fi
 exit 0
@@ -63,6 +63,7 @@ class Clone:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.python = root.with_name("python3.11")
         (root / "tools").mkdir(parents=True)
         script = (ROOT / "tools" / "setup.py").read_text()
         # What is tested must not depend on how full this machine's disk is.
@@ -72,7 +73,8 @@ class Clone:
         self.write("requirements/setup.txt", "uv==1.2.3 \\\n")
         self.write("requirements/runtime.txt", "numpy==2.0 \\\n")
         self.write("requirements/dev.txt", "numpy==2.0 \\\npytest==9.0 \\\n")
-        self.write("python3.11", PYTHON).chmod(0o755)
+        self.python.write_text(PYTHON)
+        self.python.chmod(0o755)
         self.write("uv-script", UV).chmod(0o755)
 
     def write(self, name: str, text: str) -> Path:
@@ -85,7 +87,7 @@ class Clone:
         return subprocess.Popen(
             [sys.executable, "-S", "tools/setup.py", *arguments],
             cwd=self.root,
-            env={"PATH": "/usr/bin:/bin", "PYTHON": str(self.root / "python3.11")},
+            env={"PATH": "/usr/bin:/bin", "PYTHON": str(self.python)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -214,7 +216,7 @@ def test_a_clone_that_was_moved_gets_an_environment_of_its_own(clone: Clone) -> 
 
 def test_a_venv_whose_python_has_vanished_is_made_anew(clone: Clone) -> None:
     clone.set_up("runtime")
-    (clone.root / ".venv" / "bin" / "python").unlink()
+    clone.python = clone.python.rename(clone.python.with_name("python3.11.8"))
     assert clone.set_up("runtime").calls[0] == "venv"
 
 
@@ -227,14 +229,14 @@ def test_of_two_at_once_the_second_waits_and_says_so(clone: Clone) -> None:
     assert "waiting for it" in second.communicate(timeout=30)[0]
     assert first.communicate(timeout=30)[1] == ""
     assert (first.returncode, second.returncode) == (0, 0)
-    assert clone.calls().count("venv") == 1
+    assert len(clone.calls()) == 4  # as for one
 
 
 # --- Which Python
 
 
 def test_a_python_that_is_too_old_gets_one_line_and_exit_code_2(clone: Clone) -> None:
-    clone.write("python3.11", "#!/bin/sh\necho 3.10.4\n")
+    clone.python.write_text("#!/bin/sh\necho 3.10.4\n")
     refused = clone.set_up("runtime")
     assert refused.code == 2
     assert refused.err.startswith("Python 3.11 or newer is needed, found 3.10: install python3.11")
@@ -314,14 +316,32 @@ def test_a_password_in_an_address_stays_out_of_line_and_log(clone: Clone) -> Non
     assert "https://***@c.invalid/simple" in log
 
 
-def test_without_a_uv_that_runs_pip_installs_and_a_line_says_so(clone: Clone) -> None:
-    clone.write("uv-script", "#!/bin/sh\nexit 1\n")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("uv-script", "#!/bin/sh\nexit 1\n"),
+        ("no-uv", "ERROR: No matching distribution found for uv==1.2.3\n"),
+    ],
+)
+def test_without_a_uv_that_runs_pip_installs_and_a_line_says_so(
+    clone: Clone, name: str, text: str
+) -> None:
+    clone.write(name, text)
     done = clone.set_up("runtime")
     assert (done.code, done.err) == (0, "")
     assert "installing with pip" in done.out
-    assert "--require-hashes" in done.calls[2]
-    assert "requirements/runtime.txt" in done.calls[2]
-    assert "-e" in done.calls[3]
+    packages, project = done.calls[-2:]
+    assert packages.startswith("pip install --require-hashes")
+    assert packages.endswith("requirements/runtime.txt")
+    assert project.endswith(f"-e {clone.root}")
+
+
+def test_a_uv_that_differs_from_its_pin_is_not_replaced_by_pip(clone: Clone) -> None:
+    clone.write("no-uv", "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n")
+    failed = clone.set_up("runtime")
+    assert failed.code == 1
+    assert is_one_line(failed.err)
+    assert failed.calls == ["venv"]
 
 
 # --- Failures: one line that says what to do

@@ -146,7 +146,7 @@ def lock_digest(place: Place, kind: str) -> str:
 
 
 def read_stamp(place: Place) -> dict[str, str]:
-    """What the last set-up left: empty if none did, without `lock` if it was interrupted."""
+    """What the last set-up left: empty if none did, `set` alone if it was interrupted."""
     try:
         stamp = json.loads(place.stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -173,7 +173,7 @@ def plan(place: Place, wanted: str) -> tuple[str, str]:
         return ("sync" if is_usable(place) else "build"), kind
     # Scripts in .venv/bin hold its absolute path, so a copied clone needs its own.
     in_place = stamp.get("venv") == str(place.venv) and place.python.exists()
-    if not in_place or "lock" not in stamp or not runs_wanted_python(place, stamp):
+    if not in_place or not runs_wanted_python(place, stamp):
         return "build", kind
     if stamp["set"] == kind and stamp["lock"] == lock_digest(place, kind):
         same = stamp.get("project") == digest(place.pyproject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+SURPLUS = "more cells than columns"
 
 UseCaseName = Annotated[str, typer.Argument(metavar="USE_CASE", help="housing or iris")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines")]
@@ -286,16 +289,28 @@ def _parse_row(fields: list[str]) -> dict[str, Any]:
 def _read_rows(path: Path) -> list[Any]:
     if not path.is_file():
         raise UsageError(f"{path} is not a file", "name a CSV file with the fields as columns")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return [{k: _number(v) for k, v in row.items() if k} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file, restkey=SURPLUS))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is not a CSV file: {error}", "write it as UTF-8") from None
+    for number, row in enumerate(table, 1):
+        if SURPLUS in row:
+            raise UsageError(
+                f"{path}: row {number} has more cells than there are columns",
+                "write numbers with a point, and one a column",
+            )
+    return [{name: _number(value) for name, value in row.items()} for row in table]
 
 
 def _number(text: str | None) -> float | str | None:
     """Return the number that a text stands for, or the text for the schema to refuse."""
     try:
-        return float(text) if text is not None else None
+        number = float(text) if text is not None else None
     except ValueError:
         return text
+    # JSON knows no NaN or infinity: they would reach the schema as nothing at all.
+    return number if number is None or math.isfinite(number) else text
 
 
 def _print(result: Any, as_json: bool, draw: Callable[[], None]) -> None:

@@ -1,13 +1,18 @@
 """The data file of a use case: written once from its source, checked on every load.
 
 `prepare` writes `data/<use case>.csv`; everything after it reads that file. A user who edits the
-file trains on the edit, and is told that it no longer equals its source.
+file trains on the edit, and is told that it no longer equals its source: `<use case>.source.json`
+notes beside it what it was written from, which the file itself does not show.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,8 @@ from mlops.errors import DataError
 from mlops.usecase import SEED, TEST_SHARE, UseCase
 
 SHOWN_VIOLATIONS = 10
+FEWEST_ROWS = 20
+"""Of each class, or in all: enough for two rows on each side of every fold."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,7 +46,8 @@ class Split:
 
     `X_*` are data frames with the request fields as columns; `y_*` are numbers, for a
     classification the number of the class. `shared_rows` counts test rows that equal, in every
-    field and the target, some training row.
+    field and the target, some training row. `fingerprint` is that of the test rows: two trainings
+    may be compared on them only if both set the same ones aside.
     """
 
     X_train: pd.DataFrame
@@ -47,6 +55,7 @@ class Split:
     y_train: np.ndarray
     y_test: np.ndarray
     shared_rows: int
+    fingerprint: str
 
 
 def data_file(use_case: UseCase, folder: Path) -> Path:
@@ -63,14 +72,12 @@ def prepare(use_case: UseCase, folder: Path, *, force: bool = False) -> Table:
         return dataclasses.replace(read_table(use_case, folder), reused=True)
     source = use_case.load()
     frame, dropped = clean(use_case, source.table, name=source.origin)
+    table = Table(frame, path, dropped, fingerprint(frame), source.origin)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".csv.unfinished")
-    try:
-        frame.to_csv(unfinished, index=False, lineterminator="\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return Table(frame, path, dropped, fingerprint(frame), source.origin)
+    _write_whole(path, lambda file: frame.to_csv(file, index=False, lineterminator="\n"))
+    note = {"origin": table.origin, "fingerprint": table.fingerprint, "dropped": dropped}
+    _write_whole(_note_file(path), lambda file: file.write_text(json.dumps(note, indent=1) + "\n"))
+    return table
 
 
 def read_table(use_case: UseCase, folder: Path) -> Table:
@@ -79,21 +86,32 @@ def read_table(use_case: UseCase, folder: Path) -> Table:
     if not path.exists():
         raise DataError(f"{path} does not exist", f"write it with: mlops prepare {use_case.name}")
     try:
-        raw = pd.read_csv(path, float_precision="round_trip")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with warnings.catch_warnings():
+            # More cells than columns: they would be cut off, or shift all columns by one.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # Blank lines are no rows, but they count as lines when one of the file is named.
+            raw = pd.read_csv(
+                path, float_precision="round_trip", index_col=False, skip_blank_lines=False
+            ).dropna(how="all")
+    except (
+        pd.errors.ParserError,
+        pd.errors.ParserWarning,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ) as error:
         raise DataError(
             f"{path} is not a readable CSV file: {error}",
             f"rewrite it with: mlops prepare {use_case.name} --force",
         ) from None
     frame, dropped = clean(use_case, raw, name=str(path))
-    return Table(frame, path, dropped, fingerprint(frame), str(path))
+    return _with_origin(Table(frame, path, dropped, fingerprint(frame), str(path)))
 
 
 def clean(use_case: UseCase, table: pd.DataFrame, *, name: str) -> tuple[pd.DataFrame, int]:
     """Drop rows with a missing value, check the rest; return them and how many were dropped.
 
-    Rows keep their order and, as index, their number in the original table, so that a violation
-    can be found in the file.
+    Rows keep their order. The index of `table` numbers its rows from 0, without the blank lines of
+    its file if there were any, so that a violation can be found in the file.
     """
     needed = [*_columns(use_case), use_case.target.column]
     missing = [column for column in needed if column not in table.columns]
@@ -118,6 +136,34 @@ def clean(use_case: UseCase, table: pd.DataFrame, *, name: str) -> tuple[pd.Data
             "correct or remove these rows",
         )
     return complete.reset_index(drop=True), len(table) - len(complete)
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make the file under another name, and rename it only when that is done."""
+    unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _note_file(path: Path) -> Path:
+    return path.with_suffix(".source.json")
+
+
+def _with_origin(table: Table) -> Table:
+    """Return the table with what was noted when its file was written, or that it was edited."""
+    try:
+        note = json.loads(_note_file(table.path).read_text())
+        origin, written, dropped = note["origin"], note["fingerprint"], note["dropped"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return table  # a file that the user brought
+    if written != table.fingerprint:
+        return dataclasses.replace(
+            table, origin=f"{table.path}, edited: it no longer equals the {origin}"
+        )
+    return dataclasses.replace(table, origin=origin, dropped=table.dropped + dropped)
 
 
 def _columns(use_case: UseCase) -> list[str]:
@@ -170,8 +216,12 @@ def fields_and_target(use_case: UseCase, frame: pd.DataFrame) -> tuple[pd.DataFr
 
 
 def split(use_case: UseCase, frame: pd.DataFrame) -> Split:
-    """Set 20 % aside, seeded; stratified for a classification; count rows on both sides."""
+    """Set 20 % aside, seeded; stratified for a classification; count rows on both sides.
+
+    Raises `DataError` where there are too few rows to do this and to cross-validate.
+    """
     X, y = fields_and_target(use_case, frame)
+    _check_enough(use_case, y)
     X_train, X_test, y_train, y_test = train_test_split(
         X,
         y,
@@ -179,9 +229,23 @@ def split(use_case: UseCase, frame: pd.DataFrame) -> Split:
         random_state=SEED,
         stratify=y if use_case.is_classification else None,
     )
-    seen = {row.tobytes() for row in np.column_stack([X_train, y_train])}
-    shared = sum(row.tobytes() in seen for row in np.column_stack([X_test, y_test]))
-    return Split(X_train, X_test, y_train, y_test, shared)
+    # Adding zero turns -0.0, which equals 0.0, into the same bytes.
+    seen = {row.tobytes() for row in np.column_stack([X_train, y_train]) + 0.0}
+    shared = sum(row.tobytes() in seen for row in np.column_stack([X_test, y_test]) + 0.0)
+    test_rows = X_test.assign(**{use_case.target.name: y_test})
+    return Split(X_train, X_test, y_train, y_test, shared, fingerprint(test_rows))
+
+
+def _check_enough(use_case: UseCase, y: np.ndarray) -> None:
+    labels = use_case.target.labels
+    counts = {f" of {label}": int((y == number).sum()) for number, label in enumerate(labels)}
+    for of_which, count in (counts or {"": len(y)}).items():
+        if count < FEWEST_ROWS:
+            raise DataError(
+                f"{use_case.name} has {count} complete rows{of_which}: too few to learn from "
+                "and to be measured on",
+                f"add rows: at least {FEWEST_ROWS}{' of each class' if labels else ''} are needed",
+            )
 
 
 def fingerprint(frame: pd.DataFrame) -> str:
@@ -201,6 +265,8 @@ def fingerprint(frame: pd.DataFrame) -> str:
         parts.append(values.view(np.uint8).reshape(len(frame), -1))
     rows = np.ascontiguousarray(np.hstack(parts))
     as_one_value = rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
-    digest = hashlib.sha256("\x1f".join(names).encode())
+    # Each column with its width: "ab" and "c" must not count as "a" and "bc".
+    columns = [f"{name}:{part.shape[1]}" for name, part in zip(names, parts, strict=True)]
+    digest = hashlib.sha256("\x1f".join(columns).encode())
     digest.update(np.sort(as_one_value).tobytes())
     return digest.hexdigest()

@@ -109,9 +109,14 @@ def _fit(candidate: Candidate, use_case: UseCase, X: pd.DataFrame, y: np.ndarray
         with warnings.catch_warnings():
             # A model that did not converge is no candidate: better to stop than to compare it.
             warnings.simplefilter("error", ConvergenceWarning)
-            return pipeline.fit(X, y)
+            pipeline.fit(X, y)
     except ConvergenceWarning as warning:
         raise TrainingError(
             f"{candidate.name} did not converge: {str(warning).splitlines()[0]}",
             f"allow it more iterations where {use_case.name} declares it",
         ) from None
+    if isinstance(getattr(pipeline[-1], "n_jobs", None), int):
+        # The threads of a forest add up its trees as they finish: another order each time, and
+        # other last digits, which would give the same training another bundle.
+        pipeline[-1].set_params(n_jobs=1)
+    return pipeline

@@ -16,7 +16,7 @@ from typing import Any, Self
 import apsw
 
 from mlops.database import connect, migrate, transaction
-from mlops.errors import ChampionMovedError, UsageError
+from mlops.errors import ChampionMovedError, MlopsError, UsageError
 
 MIGRATIONS = (
     (
@@ -75,11 +75,20 @@ class Decision:
 
 
 class Ledger:
-    """The state database, open. One thread at a time."""
+    """The state database, open. One thread at a time.
+
+    Raises `MlopsError` if it cannot be opened, `DataError` if a newer version made it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._database: apsw.Connection = connect(path)
-        migrate(self._database, MIGRATIONS)
+        try:
+            self._database: apsw.Connection = connect(path)
+            migrate(self._database, MIGRATIONS)
+        except apsw.Error as error:
+            raise MlopsError(
+                f"the state database {path} cannot be used: {error}",
+                "end what keeps it locked, or restore it from a copy",
+            ) from error
 
     def __enter__(self) -> Self:
         return self

@@ -54,6 +54,7 @@ def promote(
         version = _version(ledger, name, number)
         champion = ledger.champion(name)
         if champion is not None and champion.version == version.version:
+            _mirror(use_case, version, settings, report)  # it may have failed when it was promoted
             return Promotion(version, champion.version, (), changed=False)
         previous = champion.version if champion else None
         verdicts = check_all(_evidence(use_case, version, champion, settings))
@@ -97,10 +98,11 @@ def _evidence(
         except BundleError as error:
             against = f"version {champion.version} cannot be opened ({error.message})"
         else:
-            if other.training["data_fingerprint"] == bundle.training["data_fingerprint"]:
-                champion_losses = _losses(use_case, other, rows, parts.y_test)
-            else:
+            now = table.fingerprint, parts.fingerprint
+            if not _learnt_from(other) == _learnt_from(bundle) == now:
                 against += " learnt from other data, which may hold these test rows"
+            else:
+                champion_losses = _losses(use_case, other, rows, parts.y_test)
     metrics = bundle.metrics
     return Evidence(
         metric=use_case.metric,
@@ -111,6 +113,11 @@ def _evidence(
         champion_losses=champion_losses,
         champion=against,
     )
+
+
+def _learnt_from(bundle: Bundle) -> tuple[str, str]:
+    """Return the fingerprints of the data and of the test rows: on these alone both can be held."""
+    return bundle.training["data_fingerprint"], bundle.training["held_out_fingerprint"]
 
 
 def _losses(use_case: UseCase, bundle: Bundle, rows: np.ndarray, actual: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mlops.package.export import to_onnx
 from mlops.package.model import OnnxModel
 from mlops.package.parity import Parity, check_parity
 from mlops.settings import Settings, read_settings
-from mlops.track.registry import register
+from mlops.track.registry import holds, register
 from mlops.track.runs import Run, Tracking, commit, user
 from mlops.usecase import FOLDS, SEED, TEST_SHARE, Candidate, UseCase
 from mlops.usecases import find
@@ -153,6 +154,7 @@ def recipe(use_case: UseCase, data_fingerprint: str) -> str:
     """Return a digest of all that decides a training's result: data, code and libraries."""
     package = Path(__file__).parents[1]
     sources = [
+        Path(__file__),
         package / "usecase.py",
         package / "usecases" / f"{use_case.name}.py",
         *sorted((package / "build").glob("*.py")),
@@ -177,7 +179,7 @@ def _chosen(use_case: UseCase, only: tuple[str, ...]) -> tuple[Candidate, ...]:
 
 def _write_pickle(one: Trained, folder: Path) -> None:
     path = folder / one.candidate.pickle_name
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
     try:
         joblib.dump(one.pipeline, unfinished)
         unfinished.replace(path)
@@ -269,11 +271,16 @@ def _register(
     bundle: str,
     settings: Settings,
 ) -> Version:
-    """Register a bundle once; training that repeats it gives the version it has."""
+    """Register a bundle once; training that repeats it gives the version it has.
+
+    In a registry that has lost it, or another one, it is registered anew under a new number.
+    """
     tracking.attach(run.run_id, settings.bundles / bundle, {"bundle": bundle})
     versions = ledger.versions(use_case.name)
-    for version in versions:
-        if version.bundle == bundle:
+    for version in reversed(versions):
+        if version.bundle == bundle and holds(
+            tracking, use_case.model_name, version.version, bundle
+        ):
             return version
     highest = max((version.version for version in versions), default=0)
     number = register(tracking, use_case.model_name, run, bundle, above=highest)
@@ -313,6 +320,7 @@ def _training(
         "rows_test": len(parts.X_test),
         "rows_dropped": table.dropped,
         "rows_shared": parts.shared_rows,
+        "held_out_fingerprint": parts.fingerprint,
         "parity": dataclasses.asdict(parity),
         "libraries": _libraries(),
     }
@@ -323,7 +331,10 @@ def _settings(one: Trained) -> dict[str, str]:
 
 
 def _libraries() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"  # LightGBM is optional
+    return found

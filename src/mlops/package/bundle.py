@@ -13,12 +13,14 @@
 
 A bundle is written under another name, synced and then renamed: it is whole or it is not there.
 It is verified before anything in it is parsed, and every file is parsed from the very bytes that
-were verified. Serving never unpickles, so `pipeline.joblib` stays outside the hash: a pickle's
+were verified; `provenance.json`, which nothing depends on, comes last. Other files in the folder
+are not looked at. Serving never unpickles, so `pipeline.joblib` stays outside the hash: a pickle's
 bytes are not promised to repeat.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -26,6 +28,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +45,8 @@ PROVENANCE = "provenance.json"
 PIPELINE = "pipeline.joblib"
 DOCUMENTS = ("signature.json", "reference.json", "golden.json", "metrics.json", "training.json")
 UNFINISHED = ".unfinished-"
-LARGEST_MANIFEST = 1 << 20
+LARGEST_NOTE = 1 << 20
+"""Bytes of manifest and provenance, whose sizes are stated nowhere."""
 GOLDEN_TOLERANCE = 1e-9
 
 
@@ -110,19 +114,20 @@ def open_bundle(path: Path) -> Bundle:
     Raises `BundleError`, which names the file, if anything is missing, altered or not reproduced.
     """
     contents = verify(path)
-    try:
-        documents = {name.removesuffix(".json"): json.loads(contents[name]) for name in DOCUMENTS}
-        provenance = json.loads((path / PROVENANCE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise _broken(path, f"cannot be read: {error}") from None
+    documents = {
+        name.removesuffix(".json"): _parse_object(path, name, contents[name]) for name in DOCUMENTS
+    }
     bundle = Bundle(
         path=path,
         hash=path.name,
         model=OnnxModel(contents[MODEL]),
-        provenance=provenance,
+        provenance=_parse_object(path, PROVENANCE, _read_file(path, PROVENANCE, LARGEST_NOTE)),
         **documents,
     )
-    difference = golden_difference(bundle)
+    try:
+        difference = golden_difference(bundle)
+    except Exception as error:  # onnxruntime's errors have no narrower base
+        raise _broken(path, f"cannot answer its golden rows: {error}") from error
     if not difference <= GOLDEN_TOLERANCE:
         raise _broken(path, f"does not reproduce its golden rows (off by {difference:.3g})")
     return bundle
@@ -134,37 +139,45 @@ def verify(path: Path) -> dict[str, bytes]:
     The manifest itself is parsed only after its own digest has been found equal to the name of
     the folder. Raises `BundleError`.
     """
-    manifest = _read_file(path, MANIFEST, LARGEST_MANIFEST)
+    manifest = _read_file(path, MANIFEST, LARGEST_NOTE)
     if hashlib.sha256(manifest).hexdigest() != path.name:
         raise _broken(path, f"is corrupt: {MANIFEST} does not have the digest in its name")
-    described = json.loads(manifest)
-    if described["format"] != FORMAT:
+    described = _parse_object(path, MANIFEST, manifest)
+    if described.get("format") != FORMAT:
         raise BundleError(
-            f"bundle {path.name[:12]} has format {described['format']}, not {FORMAT}",
+            f"bundle {path.name[:12]} has format {described.get('format')}, not {FORMAT}",
             "train it again with this version",
         )
-    missing = {MODEL, *DOCUMENTS} - set(described["files"])
+    files = described.get("files")
+    if not isinstance(files, dict):
+        raise _broken(path, f"is corrupt: {MANIFEST} names no files")
+    missing = {MODEL, *DOCUMENTS} - set(files)
     if missing:
         raise _broken(path, f"lacks {sorted(missing)[0]}")
     contents = {}
-    for name, entry in described["files"].items():
+    for name, entry in files.items():
         if Path(name).name != name:
             raise _broken(path, f"names a file outside itself: {name!r}")
-        contents[name] = _read_file(path, name, entry["bytes"])
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        if not isinstance(size, int):
+            raise _broken(path, f"is corrupt: {MANIFEST} does not state the size of {name}")
+        contents[name] = _read_file(path, name, size)
         if _entry(contents[name]) != entry:
             raise _broken(path, f"is corrupt: {name} does not have the digest in its manifest")
     return contents
 
 
 def golden_difference(bundle: Bundle) -> float:
-    """Return the largest difference between the golden rows' sealed answers and those of now."""
+    """Return the largest difference between the golden rows' sealed answers and those of now.
+
+    It is NaN if any answer is.
+    """
     output = bundle.model.run(np.array(bundle.golden["fields"], dtype=float))
-    return float(
-        max(
-            np.max(np.abs(np.asarray(found, dtype=float) - np.array(bundle.golden[name])))
-            for name, found in golden_answers(output).items()
-        )
-    )
+    differences = [
+        np.abs(np.array(found, dtype=float) - np.array(bundle.golden[name])).ravel()
+        for name, found in golden_answers(output).items()
+    ]
+    return float(np.max(np.concatenate(differences)))
 
 
 def golden_answers(output: Output) -> dict[str, list[Any]]:
@@ -191,19 +204,35 @@ def _broken(path: Path, what: str) -> BundleError:
     )
 
 
+def _parse_object(path: Path, name: str, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"cannot be read: {name} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _broken(path, f"cannot be read: {name} is not a JSON object")
+    return value
+
+
 def _read_file(path: Path, name: str, largest: int) -> bytes:
     """Read a regular file of the bundle, never through a link, never past its stated size."""
     try:
-        descriptor = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A pipe or a device is not waited for.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path / name, flags)
     except OSError as error:
         raise _broken(path, f"lacks {name} ({error.strerror})") from None
     with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise _broken(path, f"is corrupt: {name} is not a regular file")
+        if found.st_size > largest:
+            raise _broken(path, f"is corrupt: {name} is larger than stated")
         try:
-            content = file.read(largest + 1)
+            # Its own size, not the stated one: memory is taken for as much as is asked for.
+            content = file.read(found.st_size)
         except OSError as error:
             raise _broken(path, f"cannot be read: {name} ({error.strerror})") from None
-    if len(content) > largest:
-        raise _broken(path, f"is corrupt: {name} is larger than stated")
     return content
 
 
@@ -227,8 +256,7 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
         try:
             open_bundle(target)
         except BundleError:
-            # Out of the way first: a folder cannot be renamed over one that is not empty.
-            target.rename(unfinished.with_name(f"{unfinished.name}-corrupt"))
+            _remove_corrupt(target, unfinished.with_name(f"{unfinished.name}-corrupt"))
         else:
             return
     try:
@@ -238,14 +266,21 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
             raise
 
 
+def _remove_corrupt(target: Path, aside: Path) -> None:
+    """Free the name at once: a folder cannot be renamed over one that is not empty."""
+    with contextlib.suppress(FileNotFoundError):  # an equal training was faster
+        target.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _remove_unfinished(folder: Path) -> None:
     """Remove what a killed sealing left behind; one that is still at work is left alone.
 
     A leftover with this process's own id is from an earlier life: in a container ids repeat.
     """
     for leftover in folder.glob(f"{UNFINISHED}*"):
-        process = int(leftover.name.removeprefix(UNFINISHED).split("-")[0])
-        if process == os.getpid() or not _alive(process):
+        process = leftover.name.removeprefix(UNFINISHED).split("-")[0]
+        if process.isdecimal() and (int(process) == os.getpid() or not _alive(int(process))):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

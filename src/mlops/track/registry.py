@@ -43,6 +43,20 @@ def register(tracking: Tracking, model_name: str, run: Run, bundle: str, *, abov
             client.delete_model_version(model_name, str(number))
 
 
+def holds(tracking: Tracking, model_name: str, version: int, bundle: str) -> bool:
+    """Whether the registry has that version for that bundle: it may have been emptied since."""
+    from mlflow.exceptions import MlflowException
+
+    with tracking.errors():
+        try:
+            found = tracking.client.get_model_version(model_name, str(version))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+    return bool(found.tags.get("bundle") == bundle)
+
+
 def mirror_champion(tracking: Tracking, model_name: str, version: int) -> None:
     """Point the registry's alias at the version that the state database names champion."""
     with tracking.errors():

@@ -210,7 +210,11 @@ def local_uri(home: Path) -> str:
 
 def requirements() -> list[str]:
     """Return the pinned packages that a logged pipeline needs to be loaded."""
-    return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
+    found = []
+    for name in REQUIREMENTS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # LightGBM is optional
+            found.append(f"{name}=={importlib.metadata.version(name)}")
+    return found
 
 
 @functools.cache

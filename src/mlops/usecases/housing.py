@@ -9,6 +9,7 @@ the other, row by row, and how to check it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from importlib import resources
@@ -86,20 +87,29 @@ def random_forest(seed: int) -> Any:
 
 def gradient_boosting(seed: int) -> Any:
     """LightGBM at its defaults; scikit-learn's own boosting where LightGBM cannot load."""
+    regressor = _lightgbm()
+    if regressor is None:
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
+        return HistGradientBoostingRegressor(random_state=seed)
+    return regressor(
+        random_state=seed, deterministic=True, force_row_wise=True, n_jobs=2, verbose=-1
+    )
+
+
+@functools.cache
+def _lightgbm() -> Any:
+    """Return LightGBM's regressor; None, and one line that says so, if it cannot be loaded."""
     try:
         from lightgbm import LGBMRegressor
     except (ImportError, OSError) as error:  # OSError: libgomp is missing
-        from sklearn.ensemble import HistGradientBoostingRegressor
-
         log.warning(
             "LightGBM cannot be loaded (%s): using HistGradientBoostingRegressor instead. "
             "On Debian, libgomp1 is what it needs.",
             error,
         )
-        return HistGradientBoostingRegressor(random_state=seed)
-    return LGBMRegressor(
-        random_state=seed, deterministic=True, force_row_wise=True, n_jobs=2, verbose=-1
-    )
+        return None
+    return LGBMRegressor
 
 
 HOUSING = UseCase(

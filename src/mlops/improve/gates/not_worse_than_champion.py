@@ -1,7 +1,8 @@
 """Is the model worse than the champion on the same rows, beyond what chance explains?
 
 The mean of the paired differences in loss, with a 95 % interval (paired z interval, central limit
-theorem). It fails only when the whole interval says "worse": a tie is called a tie.
+theorem). It fails only when the whole interval says "worse", or when the model gives no number for
+some row: a tie is called a tie.
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ FEWEST_ROWS = 30
 def check(evidence: Evidence) -> Verdict:
     if evidence.champion_losses is None:
         return Verdict(NAME, "cannot tell", f"nothing to compare with: {evidence.champion}", {})
+    unanswered = int(np.sum(~np.isfinite(evidence.losses)))
+    if unanswered:
+        return Verdict(
+            NAME,
+            "fail",
+            f"the model gives no finite number for {unanswered} of {len(evidence.losses)} rows",
+            {"rows": len(evidence.losses), "unanswered": unanswered},
+        )
+    if not np.isfinite(evidence.champion_losses).all():
+        says = f"{evidence.champion} gives no finite number for some rows"
+        return Verdict(NAME, "cannot tell", says, {})
     differences = evidence.losses - evidence.champion_losses
     if len(differences) < FEWEST_ROWS:
         return Verdict(

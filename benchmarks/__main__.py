@@ -1,0 +1,23 @@
+"""`make bench`: everything that is measured, in one run, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from benchmarks import exactness, serving, whole_loop
+
+
+def main() -> None:
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        whole_loop.run(home)
+        serving.run(home)
+        exactness.run(home)
+
+
+if __name__ == "__main__":
+    main()
