@@ -77,6 +77,10 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     def request(
         self, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:

@@ -90,9 +90,7 @@ def read_table(use_case: UseCase, folder: Path) -> Table:
             # More cells than columns: they would be cut off, or shift all columns by one.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # Blank lines are no rows, but they count as lines when one of the file is named.
-            raw = pd.read_csv(
-                path, float_precision="round_trip", index_col=False, skip_blank_lines=False
-            ).dropna(how="all")
+            raw = pd.read_csv(path, index_col=False, skip_blank_lines=False).dropna(how="all")
     except (
         pd.errors.ParserError,
         pd.errors.ParserWarning,

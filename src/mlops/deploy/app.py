@@ -25,8 +25,28 @@ from starlette.types import Message, Receive, Scope, Send
 from mlops.deploy import problems
 from mlops.deploy.schemas import ErrorAnswer, answer_model, batch_answer_model
 from mlops.deploy.service import Headers, Reply, Service
+from mlops.errors import MlopsError
 
 LARGEST_BODY = 16 * 1024 * 1024
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"model": ErrorAnswer, "description": f"A body of more than {LARGEST_BODY:,} bytes"},
+    422: {"model": ErrorAnswer, "description": "Named by field, value and limit"},
+    503: {"model": ErrorAnswer, "description": "No model yet, or no log: try again later"},
+}
+HEADERS = [
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "A resend with the same key is given the first answer and logged once",
+    },
+    {
+        "name": "X-Client-ID",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "Who asks; only a digest of it is kept",
+    },
+]
 ASSETS = "/docs/assets"
 
 Handler = Callable[[bytes, Headers, str], Awaitable[Reply]]
@@ -87,15 +107,16 @@ def build_app(services: Sequence[Service], *, lifespan: Lifespan, version: str) 
     first = services[0]
     app = App(
         title="mlops-housing-pipeline" if combined else first.use_case.title,
-        description="Predictions that are validated, logged and explained by their version. "
+        description="Every prediction is validated, logged, and names the version that made it. "
         + " ".join(service.use_case.description for service in services),
         version=version,
         lifespan=lifespan,
-        responses={422: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}},
     )
     for service in services if combined else ():
         _add_routes(app, service, f"/{service.use_case.name}", service.use_case.title)
-    _add_routes(app, first, "", "root" if combined else first.use_case.title, everyone=services)
+    _add_routes(
+        app, first, "", "all use cases" if combined else first.use_case.title, everyone=services
+    )
     _add_docs(app)
     _add_error_handlers(app)
     return app
@@ -113,7 +134,7 @@ def _add_routes(
         app,
         router,
         HotRoute(f"{prefix}/predict", service, service.predict),
-        summary=f"Predict {use_case.target.name} for one request",
+        summary=f"{use_case.title}: predict for one request",
         body=service.request_model,
         answer=answers,
         examples={
@@ -124,7 +145,7 @@ def _add_routes(
         app,
         router,
         HotRoute(f"{prefix}/predict/batch", service, service.predict_batch),
-        summary="Predict for many requests at once: all are answered, or none",
+        summary=f"{use_case.title}: predict for many, all of them or none",
         body=service.batch_model,
         answer=batch_answer_model(use_case, answers),
         examples={
@@ -155,8 +176,20 @@ def _add_routes(
     root = prefix or "/"
     router.add_api_route(root if not prefix else "", health, methods=["GET"], summary="Health")
     router.add_api_route("/health/live", live, methods=["GET"], summary="Liveness")
-    router.add_api_route("/health/ready", ready, methods=["GET"], summary="Readiness")
-    router.add_api_route("/metrics", metrics, methods=["GET"], summary="Metrics")
+    router.add_api_route(
+        "/health/ready",
+        ready,
+        methods=["GET"],
+        summary="Readiness",
+        responses={503: {"description": "Predictions cannot be answered now; `message` says why"}},
+    )
+    router.add_api_route(
+        "/metrics",
+        metrics,
+        methods=["GET"],
+        summary="Metrics",
+        responses={503: {"model": ErrorAnswer, "description": "The log cannot be read"}},
+    )
     app.include_router(router)
 
 
@@ -192,6 +225,8 @@ def _add_hot_route(
         methods=["POST"],
         summary=summary,
         response_model=answer,
+        responses=REFUSALS,
+        openapi_extra={"parameters": HEADERS},
         operation_id=hot.path.strip("/").replace("/", "_"),
     )
     router.include_router(documented)
@@ -260,11 +295,15 @@ def _add_error_handlers(app: App) -> None:
         detail = [{k: item[k] for k in ("type", "loc", "msg")} for item in error.errors()]
         return JSONResponse({"detail": detail}, 422)
 
+    async def unavailable(_: Request, error: MlopsError) -> JSONResponse:
+        return JSONResponse({"detail": problems.from_error(error)}, error.status)
+
     async def internal_error(_: Request, __: Exception) -> JSONResponse:
         return JSONResponse({"detail": _internal_error()}, 500)
 
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid_request)  # type: ignore[arg-type]
+    app.add_exception_handler(MlopsError, unavailable)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, internal_error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import orjson
@@ -16,14 +17,17 @@ MOST_ERRORS = 100
 RETRY_AFTER_SECONDS = "1"
 
 
-def invalid(error: ValidationError, use_case: UseCase) -> list[dict[str, Any]]:
+def invalid(error: ValidationError, use_case: UseCase, body: bytes) -> list[dict[str, Any]]:
     """Describe what pydantic found, each entry naming the field, the value and the limit.
 
     `loc` is `["body", field]`, in a batch `["body", "instances", index, field]`.
     """
     units = {feature.name: feature.unit for feature in use_case.features}
     found = error.errors(include_url=False, include_context=True)
-    return [_invalid(item, units, use_case.fields) for item in found[:MOST_ERRORS]]
+    answers = [_invalid(item, units, use_case.fields) for item in found[:MOST_ERRORS]]
+    if answers[0]["type"] == "json_invalid":
+        answers[0]["msg"] += _near(found[0]["ctx"]["error"], body, use_case.fields)
+    return answers
 
 
 def problem(kind: str, message: str, loc: tuple[str | int, ...] = ()) -> list[dict[str, Any]]:
@@ -41,7 +45,8 @@ def as_json(detail: list[dict[str, Any]]) -> bytes:
 
 
 def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[str, Any]:
-    loc = ["body", *item["loc"]]
+    # A name may be as long as the body, and hold anything.
+    loc = ["body", *(part if isinstance(part, int) else _shown(part) for part in item["loc"])]
     kind = item["type"]
     name = str(loc[-1])
     limits = item.get("ctx", {})
@@ -59,9 +64,21 @@ def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[
     }
     answer = {"type": kind, "loc": loc, "msg": messages.get(kind, item["msg"])}
     # The whole body is no help in naming what is missing from it, and may hold anything.
-    if kind not in {"missing", "json_invalid", "model_type", "too_long"}:
+    if kind not in {"missing", "json_invalid", "model_type", "too_long", "too_many_names"}:
         answer["input"] = shown
     return answer
+
+
+def _near(error: str, body: bytes, fields: tuple[str, ...]) -> str:
+    """Name the field at which the JSON breaks, from an error like "… at line 1 column 43"."""
+    found = re.search(r"at line (\d+) column (\d+)$", error)
+    if found is None:
+        return ""
+    line, column = int(found[1]), int(found[2])
+    *lines, last = body.split(b"\n", line)[:line]
+    before = b"\n".join([*lines, last[:column]])
+    position, name = max((before.rfind(f'"{name}"'.encode()), name) for name in fields)
+    return f", near {name}" if position >= 0 else ""
 
 
 def _shown(value: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, LiteralString, NamedTuple, Protocol
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -15,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from mlops.deploy import problems
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.predictor import Champion, answer, utc_now
-from mlops.deploy.schemas import batch_model, request_model
+from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
 from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
 from mlops.records import Failure, Totals
 from mlops.usecase import UseCase
@@ -23,6 +24,9 @@ from mlops.usecase import UseCase
 Headers = Iterable[tuple[bytes, bytes]]
 KEPT_BODY_BYTES = 2_000
 LONGEST_KEY = 200
+SPARE_QUOTES = 2_000
+"""A body with a thousand names too many is refused at once: to describe each would take seconds."""
+TOO_MANY = "the body has many more names than there are fields"
 NO_LOG = "the prediction log cannot be written, and what is not logged is not answered: try again"
 
 
@@ -110,11 +114,14 @@ class Service:
         if self._log is None:
             return "starting"
         if self._log.failed:
-            try:
-                self._log.probe()  # so that it is ready again as soon as the disk is
-            except LogUnavailableError:
-                return NO_LOG
+            return NO_LOG
         return "" if self.champion else self.trouble
+
+    async def mend(self) -> None:
+        """Try a log that failed again, in a thread: a disk that hangs must not hang health too."""
+        if self._log and self._log.failed:
+            with contextlib.suppress(LogUnavailableError):
+                await asyncio.to_thread(self._log.probe)
 
     def metrics(self) -> dict[str, Any]:
         """Return what the log holds, as it has counted it: the same after a restart."""
@@ -163,7 +170,7 @@ class Service:
         try:
             return Reply(200, await predict(body, headers))
         except ValidationError as error:
-            detail = problems.invalid(error, self.use_case)
+            detail = problems.invalid(error, self.use_case, body)
             return await self.refuse(422, detail, body, headers, path)
         except NotTrainedError:
             detail = problems.problem("not_ready", self.not_ready() or self.trouble)
@@ -174,15 +181,21 @@ class Service:
             return await self.refuse(error.status, problems.from_error(error), body, headers, path)
 
     async def _predict_one(self, body: bytes, headers: Headers) -> bytes:
+        quotes = body.count(b'"')
+        if quotes > self._quotes + SPARE_QUOTES:
+            raise _refusal(self.request_model, "too_many_names", TOO_MANY)
         instance = self._validate_one(body)
-        if body.count(b'"') != self._quotes:
+        if quotes != self._quotes:
             _refuse_repeated_names(body, self.request_model)
         [prediction] = await self._predict([instance], headers)
         return orjson.dumps(answer(self.use_case, prediction))
 
     async def _predict_batch(self, body: bytes, headers: Headers) -> bytes:
+        quotes = body.count(b'"')
+        if quotes > self._quotes * LARGEST_BATCH + SPARE_QUOTES:
+            raise _refusal(self.batch_model, "too_many_names", TOO_MANY)
         instances = self._validate_batch(body).instances
-        if body.count(b'"') != self._quotes * len(instances) + 2:
+        if quotes != self._quotes * len(instances) + 2:
             _refuse_repeated_names(body, self.batch_model)
         predictions = await self._predict(instances, headers)
         answers = [answer(self.use_case, prediction) for prediction in predictions]
@@ -212,13 +225,19 @@ def _refuse_repeated_names(body: bytes, model: type[BaseModel]) -> None:
         names = [name for name, _ in pairs]
         for name in names:
             if names.count(name) > 1:
-                repeated = PydanticCustomError("repeated_name", "is given more than once")
-                raise ValidationError.from_exception_data(
-                    model.__name__, [{"type": repeated, "loc": (name,), "input": name}]
-                )
+                raise _refusal(model, "repeated_name", "is given more than once", name)
         return dict(pairs)
 
     json.loads(body, object_pairs_hook=check)
+
+
+def _refusal(
+    model: type[BaseModel], kind: LiteralString, says: LiteralString, *loc: str
+) -> ValidationError:
+    error = PydanticCustomError(kind, says)
+    return ValidationError.from_exception_data(
+        model.__name__, [{"type": error, "loc": loc, "input": loc[-1] if loc else None}]
+    )
 
 
 def _key(headers: Headers) -> str | None:

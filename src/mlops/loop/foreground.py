@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 
 import uvicorn
 
@@ -26,6 +28,10 @@ def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
             backlog=BACKLOG,
             timeout_graceful_shutdown=SECONDS_TO_DRAIN,
         )
+        # uvicorn drains, then raises again the signal that ended it: this makes of it the exit
+        # code of something that went well.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: sys.exit(0))
         uvicorn.Server(config).run(sockets=[listening])
 
 

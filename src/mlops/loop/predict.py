@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from mlops.deploy.service import Service
-from mlops.errors import MlopsError, NotTrainedError
+from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
 from mlops.improve.ledger import Ledger
 from mlops.loop.serve import open_champion, open_log
 from mlops.settings import Settings, read_settings
@@ -58,6 +58,8 @@ def predict(
     content = orjson.loads(reply.body)
     if reply.status != 200:
         found = "; ".join(_where(item["loc"]) + item["msg"] for item in content["detail"])
+        if reply.status == LogUnavailableError.status:
+            raise LogUnavailableError(found)
         raise InvalidRequestError(found, f"see the fields with: mlops show {name}")
     answers: list[dict[str, Any]] = content["predictions"]
     return answers

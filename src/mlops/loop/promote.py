@@ -115,9 +115,10 @@ def _evidence(
     )
 
 
-def _learnt_from(bundle: Bundle) -> tuple[str, str]:
-    """Return the fingerprints of the data and of the test rows: on these alone both can be held."""
-    return bundle.training["data_fingerprint"], bundle.training["held_out_fingerprint"]
+def _learnt_from(bundle: Bundle) -> tuple[str | None, str | None]:
+    """Return the fingerprints of the data and of the rows that were kept from training."""
+    known = bundle.training
+    return known.get("data_fingerprint"), known.get("held_out_fingerprint")
 
 
 def _losses(use_case: UseCase, bundle: Bundle, rows: np.ndarray, actual: np.ndarray) -> np.ndarray:

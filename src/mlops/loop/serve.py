@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI
@@ -26,6 +28,7 @@ from mlops.usecase import UseCase
 from mlops.usecases import find
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_TRIES = 3.0
 
 log = logging.getLogger("uvicorn.error")
 
@@ -53,7 +56,7 @@ async def _running(services: Sequence[Service], settings: Settings) -> AsyncIter
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
-            watching = asyncio.create_task(_keep_looking(followers))
+            watching = asyncio.create_task(_keep_looking(services, followers))
             try:
                 yield
             finally:
@@ -90,8 +93,8 @@ def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Ch
 class _Follower:
     """Keeps one service on the champion that the state database names.
 
-    A version that cannot be opened is refused by name and the one before goes on answering; it is
-    not tried again until the state database names another.
+    A version that cannot be opened is refused by name and the one before goes on answering. It is
+    tried again every few seconds, for its bundle may be restored, or sealed again.
     """
 
     def __init__(self, service: Service, ledger: Ledger, settings: Settings) -> None:
@@ -99,6 +102,7 @@ class _Follower:
         self._ledger = ledger
         self._settings = settings
         self._seen: Version | None = None
+        self._try_again = math.inf
 
     def look(self) -> None:
         """Take up a new champion, if there is one."""
@@ -114,17 +118,22 @@ class _Follower:
 
     def _new_champion(self) -> Version | None:
         version = self._ledger.champion(self._service.use_case.name)
-        return version if version != self._seen else None
+        if version == self._seen and time.monotonic() < self._try_again:
+            return None
+        return version
 
     def _take(self, version: Version) -> None:
         name = self._service.use_case.name
-        self._seen = version
+        self._seen, self._try_again = version, math.inf
         try:
             champion = open_champion(self._service.use_case, version, self._settings)
         except MlopsError as error:
             # Clients are told what, the server's own log also where, and how to mend it.
-            self._service.trouble = f"version {version.version} was refused: {error.message}"
-            log.error("%s: version %s was refused: %s", name, version.version, error)
+            trouble = f"version {version.version} was refused: {error.message}"
+            if trouble != self._service.trouble:  # said once, not at each try
+                log.error("%s: version %s was refused: %s", name, version.version, error)
+            self._service.trouble = trouble
+            self._try_again = time.monotonic() + SECONDS_BETWEEN_TRIES
             return
         self._service.swap(champion)
         log.info(
@@ -136,9 +145,11 @@ class _Follower:
         )
 
 
-async def _keep_looking(followers: Sequence[_Follower]) -> None:
+async def _keep_looking(services: Sequence[Service], followers: Sequence[_Follower]) -> None:
     while True:
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        for service in services:
+            await service.mend()
         for follower in followers:
             try:
                 await follower.look_aside()

@@ -6,6 +6,7 @@ id is never mistaken for it; what it prints is in `.run/<name>.log`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -28,6 +29,7 @@ from mlops.track.runs import MLFLOW_DEFAULTS, local_uri
 SECONDS_TO_START = 60
 SECONDS_TO_STOP = 20
 LOCALHOST = "127.0.0.1"
+MARK = "MLOPS_SERVICE"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,9 +117,15 @@ def specs(settings: Settings) -> list[Spec]:
 
 def check_ports(settings: Settings) -> None:
     """Raise `ServiceError` if a port that is needed belongs to somebody else."""
+    taken: dict[int, str] = {}
     for spec in specs(settings):
-        running = _running(settings, spec.name)
-        if running is not None and _recorded(settings, spec.name).get("port") == spec.port:
+        if spec.port in taken:
+            raise ServiceError(
+                f"port {spec.port} cannot be both {taken[spec.port]}'s and {spec.name}'s",
+                f"choose another: make up {spec.variable}={spec.port + 1}",
+            )
+        taken[spec.port] = spec.name
+        if _family(settings, spec.name) and _recorded(settings, spec.name)["port"] == spec.port:
             continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -132,17 +140,16 @@ def check_ports(settings: Settings) -> None:
 
 def start(settings: Settings, spec: Spec) -> bool:
     """Start a service unless it already runs as it should; return whether it was started."""
-    running = _running(settings, spec.name)
-    if running is not None:
-        if _recorded(settings, spec.name).get("recipe") == spec.recipe:
-            return False
-        stop(settings, spec.name)
+    as_it_should = _recorded(settings, spec.name).get("recipe") == spec.recipe
+    if as_it_should and _running(settings, spec.name) is not None:
+        return False
+    stop(settings, spec.name)
     settings.run.mkdir(parents=True, exist_ok=True)
     with _log_path(settings, spec.name).open("ab") as output:
         process = subprocess.Popen(  # noqa: S603  # our own command
             spec.command,
             cwd=settings.home,
-            env={**os.environ, **spec.environment},
+            env={**os.environ, **spec.environment, MARK: _mark(settings, spec.name)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -184,17 +191,22 @@ def stop(settings: Settings, name: str) -> bool:
 
     It is asked first (SIGTERM: it finishes what it has accepted), and killed after 20 s.
     """
-    process = _running(settings, name)
-    if process is not None:
-        family = [process, *_children(process)]
+    asked: set[psutil.Process] = set()
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    # Asked for anew each time: one may have started another meanwhile.
+    while family := _family(settings, name):
+        late = time.monotonic() - deadline
+        if late > SECONDS_TO_STOP:
+            raise ServiceError(f"{name} cannot be stopped: process {family[0].pid} stays")
         for one in family:
-            _signal(one.terminate)
-        _, alive = psutil.wait_procs(family, timeout=SECONDS_TO_STOP)
-        for one in alive:
-            _signal(one.kill)
-        psutil.wait_procs(alive, timeout=SECONDS_TO_STOP)
+            if late > 0:
+                _signal(one.kill)
+            elif one not in asked:
+                _signal(one.terminate)
+        asked.update(family)
+        time.sleep(0.02)
     _record_path(settings, name).unlink(missing_ok=True)
-    return process is not None
+    return bool(asked)
 
 
 def status(settings: Settings) -> list[Status]:
@@ -256,11 +268,25 @@ def _recorded(settings: Settings, name: str) -> dict[str, Any]:
     return record
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return list(process.children(recursive=True))
-    except psutil.NoSuchProcess:
-        return []
+def _family(settings: Settings, name: str) -> list[psutil.Process]:
+    """Return a service's process and all that it started, even those that have outlived it.
+
+    They share a session, whose number is the recorded process id, and the mark that they inherit
+    tells them from others whose session came to have that number later. One that has ended but
+    whose parent never asks after it (a zombie) shows no mark, and is not among them.
+    """
+    session = _recorded(settings, name).get("pid")
+    mark = _mark(settings, name)
+    found = []
+    for process in psutil.process_iter() if session else ():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session and process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def _mark(settings: Settings, name: str) -> str:
+    return f"{name} of {settings.run.resolve()}"
 
 
 def _signal(send: Any) -> None:
