@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -13,25 +12,16 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
+import environment
+import lock
+import pip_settings
 import pytest
+import setup
 
 ROOT = Path(__file__).parents[1]
 MAKE = shutil.which("make") or "make"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-setup = load("setup")
-lock = load("lock")
 
 # A Python that knows `-c`, `-m venv` and `-m pip`; files in the clone decide how it fails.
 PYTHON = """#!/bin/sh
@@ -65,10 +55,10 @@ class Clone:
         self.root = root
         self.python = root.with_name("python3.11")
         (root / "tools").mkdir(parents=True)
-        script = (ROOT / "tools" / "setup.py").read_text()
-        # What is tested must not depend on how full this machine's disk is.
-        script = re.sub(r"(?m)^(\w+_ENVIRONMENT_BYTES) = .*", r"\1 = 0", script)
-        self.write("tools/setup.py", script)
+        for source in (ROOT / "tools").glob("*.py"):
+            # What is tested must not depend on how full this machine's disk is.
+            sized = re.sub(r"(?m)^(\w+_ENVIRONMENT_BYTES) = .*", r"\1 = 0", source.read_text())
+            self.write(f"tools/{source.name}", sized)
         self.write("pyproject.toml", "[project]\n")
         self.write("requirements/setup.txt", "uv==1.2.3 \\\n")
         self.write("requirements/runtime.txt", "numpy==2.0 \\\n")
@@ -249,7 +239,7 @@ def test_an_old_python_looks_for_a_newer_one_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHON", raising=False)
-    monkeypatch.setattr(setup, "sys", SimpleNamespace(version_info=(3, 8, 18)))
+    monkeypatch.setattr(environment, "sys", SimpleNamespace(version_info=(3, 8, 18)))
     folders = [tmp_path / "broken", tmp_path / "good"]
     for folder, version in zip(folders, ("command not found", "3.12.1"), strict=True):
         folder.mkdir()
@@ -300,12 +290,12 @@ global.timeout='60'
 
 
 def test_the_environment_wins_over_pip_files_and_uvs_own_over_both() -> None:
-    pip = setup.pip_settings(
+    pip = pip_settings.pip_settings(
         ":env:.index-url='https://env.invalid'\nglobal.index-url='https://file.invalid'\n"
     )
-    assert setup.uv_settings(pip, {}) == {"UV_DEFAULT_INDEX": "https://env.invalid"}
-    assert setup.uv_settings(pip, {"UV_DEFAULT_INDEX": "https://own.invalid"}) == {}
-    assert setup.uv_settings(pip, {"UV_INDEX_URL": "https://own.invalid"}) == {}
+    assert pip_settings.uv_settings(pip, {}) == {"UV_DEFAULT_INDEX": "https://env.invalid"}
+    assert pip_settings.uv_settings(pip, {"UV_DEFAULT_INDEX": "https://own.invalid"}) == {}
+    assert pip_settings.uv_settings(pip, {"UV_INDEX_URL": "https://own.invalid"}) == {}
 
 
 def test_a_password_in_an_address_stays_out_of_line_and_log(clone: Clone) -> None:
@@ -429,7 +419,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
 def test_a_refused_file_operation_is_one_line_that_names_the_file(
     tmp_path: Path, number: int, advice: str
 ) -> None:
-    line = setup.explain(OSError(number, os.strerror(number), "/a/file"), setup.Place(tmp_path))
+    line = setup.explain(OSError(number, os.strerror(number), "/a/file"), tmp_path)
     assert advice in line
     assert "/a/file" in line
     assert "\n" not in line

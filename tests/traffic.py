@@ -43,56 +43,64 @@ def send(
     A reply counts when the whole of its body was read; then `on_reply` is called with its number.
     None stands for a request whose connection broke, or that was not sent because all had.
     """
-    replies: list[Reply | None] = [None] * len(requests)
-    waiting = collections.deque(range(len(requests)))
-    selector = selectors.DefaultSelector()
-    open_connections = [_connect(port) for _ in range(min(connections, len(requests)))]
-    under_way: dict[socket.socket, int] = {}
-    buffers: dict[socket.socket, bytearray] = {}
+    return _Traffic(port, requests, on_reply).run(min(connections, len(requests)))
 
-    def next_on(connection: socket.socket) -> None:
-        if not waiting:
-            end(connection)
+
+class _Traffic:
+    def __init__(
+        self, port: int, requests: Sequence[bytes], on_reply: Callable[[int, Reply], None]
+    ) -> None:
+        self.port = port
+        self.requests = requests
+        self.on_reply = on_reply
+        self.replies: list[Reply | None] = [None] * len(requests)
+        self.waiting = collections.deque(range(len(requests)))
+        self.under_way: dict[socket.socket, tuple[int, bytearray]] = {}
+        self.selector = selectors.DefaultSelector()
+
+    def run(self, connections: int) -> list[Reply | None]:
+        for connection in [_connect(self.port) for _ in range(connections)]:
+            self.selector.register(connection, selectors.EVENT_READ)
+            self._next(connection)
+        while self.under_way:
+            ready = self.selector.select(SECONDS_TO_ANSWER)
+            assert ready, f"{len(self.under_way)} requests had no answer in time"
+            for key, _ in ready:
+                self._receive(key.fileobj)  # type: ignore[arg-type]
+        self.selector.close()
+        return self.replies
+
+    def _next(self, connection: socket.socket) -> None:
+        if not self.waiting:
+            self._end(connection)
             return
-        under_way[connection] = number = waiting.popleft()
-        buffers[connection] = bytearray()
+        number = self.waiting.popleft()
+        self.under_way[connection] = number, bytearray()
         try:
-            connection.sendall(requests[number])
+            connection.sendall(self.requests[number])
         except OSError:
-            end(connection)
+            self._end(connection)
 
-    def end(connection: socket.socket) -> None:
-        under_way.pop(connection, None)
-        selector.unregister(connection)
+    def _receive(self, connection: socket.socket) -> None:
+        number, received = self.under_way[connection]
+        try:
+            part = connection.recv(1 << 18)
+        except OSError:
+            part = b""
+        if not part:
+            self._end(connection)
+            return
+        received += part
+        reply = _parse(received)
+        if reply is not None:
+            self.replies[number] = reply
+            self.on_reply(number, reply)
+            self._next(connection)
+
+    def _end(self, connection: socket.socket) -> None:
+        self.under_way.pop(connection, None)
+        self.selector.unregister(connection)
         connection.close()
-
-    for connection in open_connections:
-        selector.register(connection, selectors.EVENT_READ)
-    for connection in open_connections:
-        next_on(connection)
-    while under_way:
-        ready = selector.select(SECONDS_TO_ANSWER)
-        if not ready:
-            raise AssertionError(f"{len(under_way)} requests had no answer in time")
-        for key, _ in ready:
-            connection = key.fileobj
-            assert isinstance(connection, socket.socket)
-            try:
-                received = connection.recv(1 << 18)
-            except OSError:
-                received = b""
-            if not received:
-                end(connection)
-                continue
-            buffers[connection] += received
-            reply = _parse(buffers[connection])
-            if reply is not None:
-                number = under_way[connection]
-                replies[number] = reply
-                on_reply(number, reply)
-                next_on(connection)
-    selector.close()
-    return replies
 
 
 def send_one(port: int, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Reply:

@@ -16,10 +16,7 @@ standard library only and runs on Python 3.8 too, which is then used to look for
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -29,314 +26,26 @@ import sys
 import threading
 import time
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-MINIMUM = (3, 11)
-NEWER_PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")  # CI runs 3.11
+from environment import (
+    Place,
+    check_venv_module,
+    digest,
+    find_python,
+    lock_digest,
+    plan,
+    read_stamp,
+    version_of,
+    write_stamp,
+)
+from installer_failures import AGAIN, REMEDIES, UNTOUCHED, SetupError, classify, explain, redacted
+from pip_settings import pip_settings, uv_settings
+
 SETS = ("runtime", "dev")
 # Measured in 2026-11: 1.8 GB with bytecode and development tools; the rest is for packages that
 # are unpacked and not yet linked. An existing environment needs a fraction of it.
 NEW_ENVIRONMENT_BYTES = 2_500_000_000
 CHANGED_ENVIRONMENT_BYTES = 400_000_000
-AGAIN = "run the same command again"
-
-# What the installers print, what it means, and what the user does about it. The first that
-# matches wins: a full disk explains the timeouts around it, a timeout does not explain a full disk.
-FAILURES = (
-    (
-        "disk",
-        r"No space left on device|os error 28\b|Disk quota exceeded|os error 122\b",
-        "the disk is full: make room for 2.5 GB, or point UV_CACHE_DIR, PIP_CACHE_DIR and TMPDIR"
-        f" at a larger disk, and {AGAIN}",
-    ),
-    (
-        "hash",
-        r"[Hh]ash mismatch|DO NOT MATCH THE HASHES",
-        "the package index serves a file that differs from the one pinned in requirements/: use"
-        f" another index (pip config set global.index-url ...) and {AGAIN}; if it is the pin that"
-        " is wrong, run make lock",
-    ),
-    (
-        "permission",
-        r"Permission denied|os error 13\b|Read-only file system|os error 30\b",
-        "no permission to write: make this folder and the package cache your own (chown), or point"
-        f" UV_CACHE_DIR and PIP_CACHE_DIR elsewhere, and {AGAIN}",
-    ),
-    (
-        "certificate",
-        r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate|UnknownIssuer",
-        "the package index shows a certificate that is not trusted: name the one to trust with"
-        f" SSL_CERT_FILE=/path/to/ca.pem or pip config set global.cert, and {AGAIN}",
-    ),
-    (
-        "refused",
-        r"\b(401|403|407|429|5\d\d) (Client Error|Server Error|Unauthorized|Forbidden|Proxy"
-        r"|Too Many|Internal|Bad Gateway|Service|Gateway)|HTTP error (4|5)\d\d",
-        "the package index refuses to serve: check its address and password (pip config list)"
-        f" and {AGAIN}",
-    ),
-    (
-        "network",
-        r"dns error|[Nn]ame resolution|[Nn]ame or service not known|nodename nor servname"
-        r"|Network is unreachable|[Cc]onnection refused|client error \(Connect\)|NewConnectionError"
-        r"|[Tt]imed out|TimeoutError|ProxyError|error sending request|the network was disabled",
-        "the package index cannot be reached and the package cache does not hold everything:"
-        f" connect to the network, or name a reachable index (PIP_INDEX_URL=...), and {AGAIN}",
-    ),
-    (
-        "missing",
-        r"No matching distribution found|not found in the (package registry|provided package)"
-        r"|No solution found|no wheels? (with|for)|has no usable wheels",
-        "the package index has no build of a pinned package for this Python and machine: use"
-        f" Python 3.11 (make PYTHON=/path/to/python3.11 ...) or a complete index, and {AGAIN}",
-    ),
-)
-# These stop an installer before it has changed anything: it downloads first.
-UNTOUCHED = ("hash", "certificate", "refused", "network", "missing")
-# What a second try with uv changes. Hashes are checked all the same.
-REMEDIES = {
-    "network": {"UV_OFFLINE": "1"},  # uv asks the index even for what its cache holds
-    "certificate": {"UV_SYSTEM_CERTS": "1"},  # uv trusts its own list unless told otherwise
-    # pip passes over a file whose hash differs and takes the next index; uv stops.
-    "hash": {"UV_INDEX": "", "UV_FIND_LINKS": ""},
-}
-
-
-class SetupError(Exception):
-    """One line: what went wrong and what to do about it."""
-
-    def __init__(self, message: str, kind: str = "", exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.exit_code = exit_code
-
-
-class Place:
-    """The files that setting up touches, all below the project's folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.requirements = root / "requirements"
-        self.pyproject = root / "pyproject.toml"
-        self.venv = root / ".venv"
-        self.python = self.venv / "bin" / "python"
-        self.uv = self.venv / "bin" / "uv"
-        self.stamp = self.venv / "setup.json"
-        self.run = root / ".run"
-        self.log = self.run / "setup.log"
-        self.lock = self.run / "setup.lock"
-
-    def lock_of(self, kind: str) -> Path:
-        return self.requirements / f"{kind}.txt"
-
-
-# --- What is there, and what is to be done
-
-
-def digest(*paths: Path) -> str:
-    """SHA-256 over files."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.read_bytes())
-    return total.hexdigest()
-
-
-def lock_digest(place: Place, kind: str) -> str:
-    return digest(place.lock_of(kind), place.lock_of("setup"))
-
-
-def read_stamp(place: Place) -> dict[str, str]:
-    """What the last set-up left: empty if none did, `set` alone if it was interrupted."""
-    try:
-        stamp = json.loads(place.stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def write_stamp(place: Place, stamp: dict[str, str]) -> None:
-    """Whole or not at all: a killed writer leaves the old one."""
-    new = place.stamp.with_suffix(".new")
-    new.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
-    new.replace(place.stamp)
-
-
-def plan(place: Place, wanted: str) -> tuple[str, str]:
-    """What to do (nothing, project, add, sync, build), and for which set of packages.
-
-    What has dev keeps dev: it holds all of runtime, and `make up` must not take the test tools
-    away from a `make test` in another window.
-    """
-    stamp = read_stamp(place)
-    kind = "dev" if "dev" in (wanted, stamp.get("set")) else "runtime"
-    if not stamp:
-        return ("sync" if is_usable(place) else "build"), kind
-    # Scripts in .venv/bin hold its absolute path, so a copied clone needs its own.
-    in_place = stamp.get("venv") == str(place.venv) and place.python.exists()
-    if not in_place or not runs_wanted_python(place, stamp):
-        return "build", kind
-    if stamp["set"] == kind and stamp["lock"] == lock_digest(place, kind):
-        same = stamp.get("project") == digest(place.pyproject)
-        return ("nothing" if same else "project"), kind
-    if stamp["set"] == "runtime" and stamp["lock"] == lock_digest(place, "runtime"):
-        return "add", kind
-    return "sync", kind
-
-
-def runs_wanted_python(place: Place, stamp: dict[str, str]) -> bool:
-    """Whether .venv runs on the Python it was made with, and on the one that PYTHON= names."""
-    actual = place.python.resolve()
-    # A link that has moved on, from 3.11 to 3.12, would leave the packages of 3.11 behind.
-    if str(actual) != stamp.get("python"):
-        return False
-    wish = os.environ.get("PYTHON", "")
-    if not wish:
-        return True
-    named = Path(shutil.which(wish) or "")
-    if named.resolve() == actual:
-        return True
-    minor = ".".join(map(str, version_of(str(named))[:2]))
-    return stamp.get("version", "").startswith(f"{minor}.")
-
-
-def is_usable(place: Place) -> bool:
-    """Whether a .venv that somebody else made can be brought up to date instead of replaced."""
-    try:
-        here = str(place.venv) in (place.venv / "bin" / "activate").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
-    return here and version_of(str(place.python), "import pip") >= MINIMUM
-
-
-# --- Which Python
-
-
-def version_of(python: str, also: str = "pass") -> tuple[int, ...]:
-    """(3, 11, 7), or () for what does not run: version managers leave such names on the PATH."""
-    script = f"import sys; {also}; print('%d.%d.%d' % sys.version_info[:3])"
-    try:
-        answer = subprocess.run(
-            [python, "-c", script], capture_output=True, text=True, timeout=30, check=True
-        ).stdout
-        return tuple(int(part) for part in answer.strip().split("."))
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return ()
-
-
-def running_python() -> str:
-    """The Python that runs this, and not the .venv it may have been started from."""
-    return str(getattr(sys, "_base_executable", "") or sys.executable)
-
-
-def find_python() -> str:
-    """The Python that PYTHON= names, else the running one, else one from the PATH."""
-    wish = os.environ.get("PYTHON", "")
-    if wish:
-        path = shutil.which(wish)
-        if path is None:
-            raise SetupError(f"PYTHON={wish} is not there: name the path of a Python", exit_code=2)
-        if version_of(path) >= MINIMUM:
-            return path
-        raise too_old(version_of(path))
-    if sys.version_info >= MINIMUM:
-        return running_python()
-    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    for name in NEWER_PYTHONS:
-        for folder in folders:
-            path = shutil.which(name, path=folder)
-            if path and version_of(path) >= MINIMUM:
-                return path
-    raise too_old(sys.version_info[:2])
-
-
-def too_old(found: tuple[int, ...]) -> SetupError:
-    name = ".".join(str(part) for part in found[:2]) or "one that does not run"
-    return SetupError(
-        f"Python 3.11 or newer is needed, found {name}: install python3.11 or run"
-        " make PYTHON=/path/to/python3.11 and the verb",
-        exit_code=2,
-    )
-
-
-def check_venv_module(python: str) -> None:
-    """Debian and Ubuntu keep the half of it that brings pip in a package of its own."""
-    if version_of(python, "import venv, ensurepip"):
-        return
-    package = "python{}.{}-venv".format(*version_of(python))
-    raise SetupError(
-        f"{python} cannot make environments, its venv or ensurepip module is missing: install the"
-        f" package {package}, or name another Python with make PYTHON=/path/to/python3.11,"
-        f" and {AGAIN}"
-    )
-
-
-# --- pip's settings, for uv
-
-
-def pip_settings(listing: str) -> dict[str, str]:
-    """`pip config list` as {option: value}; the environment wins over `install`, then `global`."""
-    found: dict[str, str] = {}
-    for section in ("global", "install", ":env:"):
-        for line in listing.splitlines():
-            name, _, value = line.partition("=")
-            if name.startswith(section + ".") and len(value) > 1:
-                # The value stands in quotes, as Python writes a string.
-                found[name[len(section) + 1 :]] = value[1:-1].replace("\\n", " ")
-    return found
-
-
-def is_reachable(entry: str) -> bool:
-    """Whether an index or folder can be asked at all: uv stops at one that is not there."""
-    parts = urlsplit(entry)
-    if parts.scheme in ("http", "https"):
-        return True
-    return Path(unquote(parts.path)).expanduser().exists()
-
-
-def uv_settings(pip: dict[str, str], environ: dict[str, str]) -> dict[str, str]:
-    """Environment variables that make uv ask where pip would ask; what is set already stays.
-
-    By environment and not by option: an address may hold a password, and `ps` shows options.
-    """
-
-    def entries(option: str) -> list[str]:
-        return [entry for entry in pip.get(option, "").split() if is_reachable(entry)]
-
-    certificate = pip.get("cert", "")
-    found = {
-        "UV_DEFAULT_INDEX": "".join(entries("index-url")[:1]),
-        "UV_INDEX": " ".join(entries("extra-index-url")),
-        "UV_FIND_LINKS": ",".join(entries("find-links")),
-        "UV_NO_INDEX": "1" if pip.get("no-index", "").lower() in ("1", "true", "yes") else "",
-        "UV_INSECURE_HOST": " ".join(pip.get("trusted-host", "").split()),
-        "UV_HTTP_TIMEOUT": pip.get("timeout", "") or pip.get("default-timeout", ""),
-        "SSL_CERT_FILE": certificate if Path(certificate).is_file() else "",
-        "SSL_CLIENT_CERT": pip.get("client-cert", ""),
-        "ALL_PROXY": pip.get("proxy", ""),
-    }
-    if found["UV_INDEX"]:
-        # pip looks at all indexes. uv stops at the first that has the name, because of lookalike
-        # packages; here a hash stands guard over each file.
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-    if "UV_INDEX_URL" in environ:
-        found["UV_DEFAULT_INDEX"] = ""
-    return {name: value for name, value in found.items() if value and name not in environ}
-
-
-# --- Doing it
-
-
-def classify(output: str) -> tuple[str, str]:
-    """The kind of failure and what to do about it, from an installer's output."""
-    for kind, pattern, advice in FAILURES:
-        if re.search(pattern, output):
-            return kind, advice
-    return "", ""
-
-
-def redacted(text: str) -> str:
-    """Without the user and password that an index address may hold."""
-    return re.sub(r"://[^/\s@]+@", "://***@", text)
 
 
 class Job:
@@ -655,22 +364,6 @@ def run_uv(place: Place, arguments: list[str]) -> None:
     os.execve(uv, [uv, *arguments], job.environ)
 
 
-def explain(error: OSError, place: Place) -> str:
-    """The line for a file operation of our own that failed."""
-    what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-    kinds = {
-        errno.ENOSPC: "disk",
-        errno.EDQUOT: "disk",
-        errno.EACCES: "permission",
-        errno.EPERM: "permission",
-        errno.EROFS: "permission",
-    }
-    for kind, _, advice in FAILURES:
-        if kind == kinds.get(error.errno or 0):
-            return f"Setting up failed in {place.root}: {advice} ({what})"
-    return f"Setting up failed: {what}: put it right and {AGAIN}"
-
-
 def interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -693,7 +386,7 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(explain(error, place), file=sys.stderr)
+        print(explain(error, place.root), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"Set-up interrupted: {AGAIN} to finish it.", file=sys.stderr)

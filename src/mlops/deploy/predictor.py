@@ -1,7 +1,8 @@
 """From validated rows to predictions: one call of the model for all rows at hand.
 
 A `Champion` is a version with its opened bundle. It answers for as many rows as are waiting; each
-row's answer depends on that row alone, so answering together changes nothing but the cost.
+row's answer depends on that row alone, so answering together changes nothing but the cost (and,
+for a model that multiplies matrices, the rounding of the last digit).
 """
 
 from __future__ import annotations

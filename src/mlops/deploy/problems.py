@@ -60,6 +60,11 @@ def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[
         "greater_than_equal": f"{name} must be at least {limits.get('ge')}{unit}, got {shown}",
         "less_than_equal": f"{name} must be at most {limits.get('le')}{unit}, got {shown}",
         "repeated_name": f"{name} is given more than once",
+        "too_many_names": "the body has many more names than the fields " + ", ".join(fields),
+        "too_short": f"{name} must hold at least {limits.get('min_length')} item, got 0",
+        "too_long": f"{name} must hold at most {limits.get('max_length')} items, "
+        f"got {limits.get('actual_length')}",
+        "list_type": f"{name} must be a list, got {shown}",
         "model_type": "must be a JSON object with the fields " + ", ".join(fields),
     }
     answer = {"type": kind, "loc": loc, "msg": messages.get(kind, item["msg"])}

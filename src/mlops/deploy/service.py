@@ -26,7 +26,6 @@ KEPT_BODY_BYTES = 2_000
 LONGEST_KEY = 200
 SPARE_QUOTES = 2_000
 """A body with a thousand names too many is refused at once: to describe each would take seconds."""
-TOO_MANY = "the body has many more names than there are fields"
 NO_LOG = "the prediction log cannot be written, and what is not logged is not answered: try again"
 
 
@@ -183,7 +182,7 @@ class Service:
     async def _predict_one(self, body: bytes, headers: Headers) -> bytes:
         quotes = body.count(b'"')
         if quotes > self._quotes + SPARE_QUOTES:
-            raise _refusal(self.request_model, "too_many_names", TOO_MANY)
+            raise _refusal(self.request_model, "too_many_names", "has too many names")
         instance = self._validate_one(body)
         if quotes != self._quotes:
             _refuse_repeated_names(body, self.request_model)
@@ -192,8 +191,8 @@ class Service:
 
     async def _predict_batch(self, body: bytes, headers: Headers) -> bytes:
         quotes = body.count(b'"')
-        if quotes > self._quotes * LARGEST_BATCH + SPARE_QUOTES:
-            raise _refusal(self.batch_model, "too_many_names", TOO_MANY)
+        if quotes > 2 * self._quotes * LARGEST_BATCH + SPARE_QUOTES:
+            raise _refusal(self.batch_model, "too_many_names", "has too many names")
         instances = self._validate_batch(body).instances
         if quotes != self._quotes * len(instances) + 2:
             _refuse_repeated_names(body, self.batch_model)

@@ -20,9 +20,8 @@ bytes are not promised to repeat.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -222,18 +221,19 @@ def _read_file(path: Path, name: str, largest: int) -> bytes:
         descriptor = os.open(path / name, flags)
     except OSError as error:
         raise _broken(path, f"lacks {name} ({error.strerror})") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise _broken(path, f"is corrupt: {name} is not a regular file")
         if found.st_size > largest:
             raise _broken(path, f"is corrupt: {name} is larger than stated")
-        try:
-            # Its own size, not the stated one: memory is taken for as much as is asked for.
-            content = file.read(found.st_size)
-        except OSError as error:
-            raise _broken(path, f"cannot be read: {name} ({error.strerror})") from None
-    return content
+        # Its own size, not the stated one: memory is taken for as much as is asked for.
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(found.st_size)
+    except OSError as error:
+        raise _broken(path, f"cannot be read: {name} ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -252,25 +252,23 @@ def _sync_folder(path: Path) -> None:
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:
-    if target.exists():
-        try:
-            open_bundle(target)
-        except BundleError:
-            _remove_corrupt(target, unfinished.with_name(f"{unfinished.name}-corrupt"))
-        else:
-            return
+    """Give the bundle its name, unless a sound one has it; of equal trainings one at a time."""
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if target.exists():
+            try:
+                open_bundle(target)
+            except BundleError:
+                # Out of the way first: a folder cannot be renamed over one that is not empty.
+                aside = unfinished.with_name(f"{unfinished.name}-corrupt")
+                target.rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                return
         unfinished.rename(target)
-    except OSError as error:
-        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:  # an equal training was faster
-            raise
-
-
-def _remove_corrupt(target: Path, aside: Path) -> None:
-    """Free the name at once: a folder cannot be renamed over one that is not empty."""
-    with contextlib.suppress(FileNotFoundError):  # an equal training was faster
-        target.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        os.close(folder)
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -1,0 +1,111 @@
+"""Settings: the environment's names, their defaults, and bad values named in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import mlops
+
+from mlops.errors import UsageError
+from mlops.settings import Settings, read_settings
+
+VARIABLES = {
+    "MLOPS_HOME": "home",
+    "MLOPS_HOST": "host",
+    "PORT": "port",
+    "MLFLOW_PORT": "mlflow_port",
+    "MLFLOW_TRACKING_URI": "tracking_uri",
+    "MODEL_REGISTRY_URI": "registry_uri",
+    "PREDICTIONS_DURABILITY": "durability",
+}
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_suit_a_laptop():
+    settings = read_settings()
+    assert settings == Settings()
+    assert (settings.home, settings.host) == (Path(), "127.0.0.1")
+    assert (settings.port, settings.mlflow_port) == (8000, 5000)
+    assert (settings.tracking_uri, settings.registry_uri) == ("", "")
+    assert settings.durability == "power"
+    assert settings.tracks_locally
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("MLOPS_HOME", "/some/where", Path("/some/where")),
+        ("MLOPS_HOST", "0.0.0.0", "0.0.0.0"),
+        ("PORT", "9001", 9001),
+        ("MLFLOW_PORT", "9002", 9002),
+        ("MLFLOW_TRACKING_URI", "http://elsewhere:5000", "http://elsewhere:5000"),
+        ("MODEL_REGISTRY_URI", "sqlite:////tmp/r.db", "sqlite:////tmp/r.db"),
+        ("PREDICTIONS_DURABILITY", "crash", "crash"),
+    ],
+)
+def test_each_variable_sets_its_own_setting_and_no_other(monkeypatch, variable, text, value):
+    before = read_settings().model_dump()
+    monkeypatch.setenv(variable, text)
+    assert read_settings().model_dump() == {**before, VARIABLES[variable]: value}
+
+
+def test_every_setting_has_a_variable():
+    assert {f.validation_alias: n for n, f in Settings.model_fields.items()} == VARIABLES
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", ""),
+        ("PORT", "80.5"),
+        ("MLFLOW_PORT", "-1"),
+        ("PREDICTIONS_DURABILITY", "never"),
+        ("PREDICTIONS_DURABILITY", ""),
+    ],
+)
+def test_a_bad_value_is_named_in_one_line(monkeypatch, variable, text):
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(UsageError) as caught:
+        read_settings()
+    message = str(caught.value)
+    assert message.startswith(f"{variable}={text!r} cannot be used: ")
+    assert message.endswith("— change or unset it")
+    assert "\n" not in message
+
+
+def test_the_variables_of_the_shell_have_no_effect(monkeypatch):
+    expected = read_settings()
+    for name in ("HOME", "HOST", "DATA", "MODELS", "RUN", "DURABILITY", "TRACKING_URI", "BUNDLES"):
+        monkeypatch.setenv(name, "/of/the/shell")
+    assert read_settings() == expected
+
+
+def test_an_override_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("PORT", "9001")
+    assert read_settings(PORT=9002).port == 9002
+
+
+def test_all_folders_hang_under_the_home():
+    settings = read_settings(MLOPS_HOME=Path("/h"))
+    assert settings.data == Path("/h/data")
+    assert settings.models == Path("/h/models")
+    assert settings.bundles == Path("/h/models/bundles")
+    assert settings.state_database == Path("/h/models/state.db")
+    assert settings.run == Path("/h/.run")
+
+
+def test_the_command_ends_with_2_and_one_line_for_a_bad_setting(tmp_path):
+    done = mlops("status", home=tmp_path, check=False, PORT="eighty")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mlops: PORT='eighty' cannot be used: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
