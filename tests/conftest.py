@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 REPOSITORY = Path(__file__).parents[1]
-USE_CASES = ("housing", "iris")
+SCRIPTS = ("load_data", "train_and_track", "train_iris")
 SECONDS_TO_START = 60
 
 
@@ -155,16 +155,19 @@ def wait_for(server: Server, path: str) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which both use cases were trained, tracked and promoted, once for the suite.
 
-    Tests read it; those that change anything take `home`, a copy.
+    By the scripts of the original description, in a copy of the code; what each printed is beside
+    the project in `<script>.out`. Tests read it; those that change anything take `home`, a copy.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     home = shared / "trained"
     with FileLock(f"{home}.lock"):
         if not (home / "done").exists():
-            home.mkdir(exist_ok=True)
-            for name in USE_CASES:
-                mlops("train", name, "--promote", home=home)
+            for folder in ("src", "api"):
+                copy_code(REPOSITORY / folder, home / folder)
+            for script in SCRIPTS:
+                done = run("python", f"src/{script}.py", home=home)
+                (home / f"{script}.out").write_text(done.stdout)
             (home / "done").touch()
     return home
 
@@ -173,6 +176,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained project that the test may change: data, bundles and champions."""
     return copy_project(trained, tmp_path / "home")
+
+
+def copy_code(source: Path, target: Path) -> None:
+    shutil.copytree(
+        source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+    )
 
 
 def copy_project(trained: Path, target: Path) -> Path:

@@ -16,6 +16,7 @@ SECONDS_TO_ANSWER = 30
 
 class Reply(NamedTuple):
     status: int
+    headers: dict[str, str]
     body: bytes
 
     @property
@@ -43,22 +44,29 @@ def send(
     A reply counts when the whole of its body was read; then `on_reply` is called with its number.
     None stands for a request whose connection broke, or that was not sent because all had.
     """
-    return _Traffic(port, requests, on_reply).run(min(connections, len(requests)))
+    return Traffic(port, requests, on_reply).run(connections)
 
 
-class _Traffic:
+class Traffic:
+    """The same, for a thread to run and another to stop."""
+
     def __init__(
-        self, port: int, requests: Sequence[bytes], on_reply: Callable[[int, Reply], None]
+        self,
+        port: int,
+        requests: Sequence[bytes],
+        on_reply: Callable[[int, Reply], None] = lambda number, reply: None,
     ) -> None:
         self.port = port
         self.requests = requests
         self.on_reply = on_reply
         self.replies: list[Reply | None] = [None] * len(requests)
+        self.sent: set[int] = set()
         self.waiting = collections.deque(range(len(requests)))
         self.under_way: dict[socket.socket, tuple[int, bytearray]] = {}
         self.selector = selectors.DefaultSelector()
 
     def run(self, connections: int) -> list[Reply | None]:
+        connections = min(connections, len(self.requests))
         for connection in [_connect(self.port) for _ in range(connections)]:
             self.selector.register(connection, selectors.EVENT_READ)
             self._next(connection)
@@ -70,11 +78,17 @@ class _Traffic:
         self.selector.close()
         return self.replies
 
+    def stop(self) -> None:
+        """Send no more; those under way are awaited."""
+        self.waiting.clear()
+
     def _next(self, connection: socket.socket) -> None:
-        if not self.waiting:
+        try:
+            number = self.waiting.popleft()
+        except IndexError:
             self._end(connection)
             return
-        number = self.waiting.popleft()
+        self.sent.add(number)
         self.under_way[connection] = number, bytearray()
         try:
             connection.sendall(self.requests[number])
@@ -119,7 +133,9 @@ def _parse(received: bytearray) -> Reply | None:
     end = received.find(b"\r\n\r\n")
     if end < 0:
         return None
-    head = bytes(received[:end]).lower()
-    length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+    first, *lines = received[:end].decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     body = bytes(received[end + 4 :])
-    return Reply(int(head.split()[1]), body) if len(body) >= length else None
+    if len(body) < int(headers["content-length"]):
+        return None
+    return Reply(int(first.split()[1]), headers, body)

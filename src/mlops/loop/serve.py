@@ -28,7 +28,7 @@ from mlops.usecase import UseCase
 from mlops.usecases import find
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_BETWEEN_TRIES = 3.0
+SECONDS_BETWEEN_TRIES = 2.0
 
 log = logging.getLogger("uvicorn.error")
 
