@@ -4,7 +4,8 @@ SHELL = /bin/sh
 .DEFAULT_GOAL = help
 # Verbs share one environment and one set of ports: `make -j` runs them one after the other.
 .NOTPARALLEL:
-.PHONY: help up down status logs serve test test-all check format bench lock clean
+.PHONY: help up down status logs serve test test-all check audit format bench lock clean
+.PHONY: image smoke publish deploy
 
 # Set, these reach the programs; set to nothing, they do not.
 ifneq ($(strip $(PORT)),)
@@ -58,13 +59,26 @@ test-all: ## run the slow tests: timed, privileged, from a bare clone
 	@$(SETUP) dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: ## check format, lint, types, layers and documents
+check: ## check format, lint, types, layers, documents, workflow and what is deployed
 	@$(SETUP) dev
+	@$(BIN)/ruff check --quiet --select E9,F63,F7,F82 . # what cannot run fails first
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/python tools/docs.py --check
 	@$(BIN)/python -m pytest -q tests/test_layers.py
+	@$(BIN)/shellcheck .ci/run
+	@$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	@$(BIN)/zizmor --offline --no-progress --quiet --strict-collection --persona pedantic .github
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
+	@$(BIN)/python tools/manifests.py
+
+audit: ## look for known vulnerabilities, licences, secrets; list what ships (OFFLINE=1)
+	@$(SETUP) dev
+	@$(BIN)/python tools/audit.py $(if $(filter-out 0,$(OFFLINE)),--offline) $(ARGS)
 
 format: ## put the code into its format, and mend what lint can mend
 	@$(SETUP) dev
@@ -77,6 +91,18 @@ bench: ## measure speed and accuracy
 
 lock: ## pin the dependencies of pyproject.toml again (UPGRADE=1 takes newer ones)
 	@$(ANY_PYTHON) tools/lock.py
+
+image: ## build the container image mlops-housing-api
+	@$(ANY_PYTHON) tools/image.py build
+
+smoke: ## start the image, send it the README's request, look in its log, stop it
+	@$(ANY_PYTHON) tools/image.py smoke
+
+publish: ## push the image, tagged by version and commit (REPOSITORY=name/mlops-housing-api)
+	@$(ANY_PYTHON) tools/image.py publish
+
+deploy: ## apply deploy/kubernetes with a published image (IMAGE=name@sha256:...)
+	@$(ANY_PYTHON) tools/image.py deploy
 
 clean: ## remove caches and the environment, never data, models, runs or logs
 	@if [ -x $(BIN)/mlops ]; then $(BIN)/mlops down || true; fi

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ SECONDS_TO_START = 60
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Return a clean environment for a process over `home`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "MLOPS", "PORT"))}
+    ours = ("MLFLOW", "MLOPS", "MODEL_REGISTRY", "PORT", "PREDICTIONS", "USE_CASES")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {
         **kept,
@@ -190,6 +192,18 @@ def copy_project(trained: Path, target: Path) -> Path:
     shutil.copytree(trained / "models" / "bundles", target / "models" / "bundles")
     shutil.copy(trained / "models" / "state.db", target / "models" / "state.db")
     return target
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with its tables and nothing in them: making one takes seconds."""
+    from mlops.track.runs import Tracking
+
+    folder = tmp_path_factory.mktemp("store")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow does with other libraries
+        Tracking(folder, "", "").connect()
+    return folder / "mlflow.db"
 
 
 @pytest.fixture

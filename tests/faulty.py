@@ -2,7 +2,7 @@
 
 answer-first   answers go out 30 ms before they are committed
 forget-keys    idempotency keys are ignored, and answers go out 30 ms after they are committed
-torn-lines     nothing cuts off the half line that a crash leaves, and each second is half
+torn-lines     each second line of the log file is written without its end
 """
 
 from __future__ import annotations

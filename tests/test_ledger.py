@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
+from mlops import database
 from mlops.database import connect, migrate
 from mlops.errors import ChampionMovedError, DataError, MlopsError, UsageError
 from mlops.improve import ledger as ledgers
@@ -233,3 +235,43 @@ def test_readers_do_not_wait_for_a_writer(path, ledger):
     assert time.monotonic() - started < 1
     other.execute("ROLLBACK")
     other.close()
+
+
+# --- where it cannot be written
+
+
+@pytest.fixture
+def sealed(path: Path, monkeypatch) -> Path:
+    """A ledger with a champion, in a folder that cannot be written, as in an image."""
+    with Ledger(path) as ledger:
+        ledger.register(version(1))
+        ledger.promote(version(1), expected=None, reason="first", evidence=EVIDENCE)
+    # Tests may run as root, whom no permission keeps from writing.
+    monkeypatch.setattr(database.os, "access", lambda *_: False)
+    return path
+
+
+def test_a_sealed_ledger_is_read_and_nothing_is_made_beside_it(sealed):
+    before = sealed.read_bytes()
+    with Ledger(sealed) as ledger:
+        assert ledger.champion("housing") == version(1)
+        assert [decision.reason for decision in ledger.decisions("housing")] == ["first"]
+        with pytest.raises(apsw.ReadOnlyError):
+            ledger.register(version(2))
+    assert [file.name for file in sealed.parent.iterdir()] == ["state.db"]
+    assert sealed.read_bytes() == before
+
+
+def test_what_a_writer_has_not_yet_moved_into_the_file_is_read_too(path, sealed, monkeypatch):
+    monkeypatch.undo()
+    with Ledger(path) as writer:
+        writer.register(version(2))
+        monkeypatch.setattr(database.os, "access", lambda *_: False)
+        with Ledger(path) as reader:
+            assert reader.versions("housing") == [version(1), version(2)]
+
+
+def test_a_sealed_ledger_that_lacks_a_migration_is_refused_by_name(sealed, monkeypatch):
+    monkeypatch.setattr(ledgers, "MIGRATIONS", (*ledgers.MIGRATIONS, ("m999_more", [])))
+    with pytest.raises(DataError, match=r"older version .*lacks m999_more — make its folder"):
+        Ledger(sealed)

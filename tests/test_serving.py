@@ -229,7 +229,7 @@ def test_another_process_that_keeps_the_log_locked_holds_up_answers_but_not_heal
         for probe in ("/health/live", "/health/ready", "/metrics", "/") * 3:
             started = time.monotonic()
             assert status(server, probe) == 200
-            assert time.monotonic() - started < 0.5, f"{probe} waited for the lock"
+            assert time.monotonic() - started < 3, f"{probe} waited for the lock"
             time.sleep(0.05)
         assert not any(replies)
         other.execute("ROLLBACK")
@@ -365,7 +365,7 @@ def test_promotions_under_load_fail_no_request_and_mix_no_versions(
     finally:
         traffic.stop()
         load.join()
-    assert max(switched) <= 2, f"a promotion took {max(switched):.1f} s to show"
+    assert max(switched) <= 5, f"a promotion took {max(switched):.1f} s to show"
     answered: dict[int, list[tuple[int, dict[str, Any]]]] = {1: [], 2: []}
     for number, reply in enumerate(traffic.replies):
         if number in traffic.sent:

@@ -12,6 +12,8 @@ from mlops.settings import Settings, read_settings
 
 VARIABLES = {
     "MLOPS_HOME": "home",
+    "MLOPS_MODELS": "models_folder",
+    "USE_CASES": "use_cases",
     "MLOPS_HOST": "host",
     "PORT": "port",
     "MLFLOW_PORT": "mlflow_port",
@@ -41,12 +43,14 @@ def test_the_defaults_suit_a_laptop():
     ("variable", "text", "value"),
     [
         ("MLOPS_HOME", "/some/where", Path("/some/where")),
+        ("MLOPS_MODELS", "/some/models", "/some/models"),
         ("MLOPS_HOST", "0.0.0.0", "0.0.0.0"),
         ("PORT", "9001", 9001),
         ("MLFLOW_PORT", "9002", 9002),
         ("MLFLOW_TRACKING_URI", "http://elsewhere:5000", "http://elsewhere:5000"),
         ("MODEL_REGISTRY_URI", "sqlite:////tmp/r.db", "sqlite:////tmp/r.db"),
         ("PREDICTIONS_DURABILITY", "crash", "crash"),
+        ("USE_CASES", "iris", "iris"),
     ],
 )
 def test_each_variable_sets_its_own_setting_and_no_other(monkeypatch, variable, text, value):
@@ -101,6 +105,19 @@ def test_all_folders_hang_under_the_home():
     assert settings.bundles == Path("/h/models/bundles")
     assert settings.state_database == Path("/h/models/state.db")
     assert settings.run == Path("/h/.run")
+
+
+def test_the_models_may_lie_elsewhere_and_only_they():
+    settings = read_settings(MLOPS_HOME=Path("/h"), MLOPS_MODELS="/m")
+    assert settings.bundles == Path("/m/bundles")
+    assert settings.state_database == Path("/m/state.db")
+    assert settings.data == Path("/h/data")
+
+
+@pytest.mark.parametrize("text", ["iris,housing", "iris housing", " iris, housing "])
+def test_use_cases_are_named_with_commas_or_spaces_in_their_order(text):
+    assert read_settings(USE_CASES=text).names == ("iris", "housing")
+    assert read_settings(USE_CASES="").names == ()
 
 
 def test_the_command_ends_with_2_and_one_line_for_a_bad_setting(tmp_path):

@@ -443,10 +443,9 @@ def run_make(folder: Path, *arguments: str, path: str = "/usr/bin:/bin") -> Simp
 
 
 def test_make_alone_explains_every_verb(tmp_path: Path) -> None:
-    declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert declared is not None
+    declared = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     listed = re.findall(r"^make (\S+) +\S", run_make(tmp_path).out, re.MULTILINE)
-    assert sorted(listed) == sorted(declared[1].split())
+    assert sorted(listed) == sorted(" ".join(declared).split())
 
 
 @pytest.mark.parametrize("verb", ["down", "status", "logs"])

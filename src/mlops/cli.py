@@ -45,6 +45,15 @@ def main(arguments: list[str] | None = None) -> None:
         where = f": {error.filename}" if error.filename else ""
         _complain(f"{error.strerror or error}{where}")
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("mlops"):
+            raise
+        # An image that serves can do without what training needs.
+        _complain(
+            f"this needs {error.name}, which is not installed here — "
+            "use the environment that trains: make up, or the image's stage `training`"
+        )
+        sys.exit(1)
 
 
 @app.command()
@@ -153,6 +162,9 @@ def train(
     promote_winner: Annotated[
         bool, typer.Option("--promote", help="Then ask the gates and promote the winner")
     ] = False,
+    if_needed: Annotated[
+        bool, typer.Option("--if-needed", help="Not if it would only repeat the champion")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit, compare and track every candidate; seal and register the winner.
@@ -161,9 +173,16 @@ def train(
     `mlops train iris --promote`
     """
     from mlops.loop.promote import promote as promote_version
+    from mlops.loop.train import still_valid
     from mlops.loop.train import train as run
+    from mlops.usecases import find
 
     report = _report()
+    champion = still_valid(find(use_case), read_settings()) if if_needed else None
+    if champion is not None:
+        text = f"{use_case}: version {champion.version} is still valid"
+        _print({"still_valid": champion}, as_json, lambda: _out.print(text))
+        return
     result = run(use_case, only=tuple(only or ()), report=report)
     _print(result, as_json, lambda: tables.training(result, _out))
     if promote_winner:

@@ -40,7 +40,9 @@ def connect(
     """Open the database at `path`, and make it and its folder if they are missing.
 
     With `synchronous` "FULL" a commit survives a power cut; with "NORMAL" it survives the death
-    of the process only, and is several times faster. `read_only` makes nothing, not even a file.
+    of the process only, and is several times faster. `read_only` makes nothing, not even a file;
+    a database in a folder that cannot be written is then taken as it is, unless a writer has it
+    open: a change that somebody else makes to it later is not seen.
 
     Raises `apsw.Error` or `OSError` if it cannot be opened, `MlopsError` if SQLite is too old or
     the file system has no write-ahead log.
@@ -52,7 +54,11 @@ def connect(
             "install apsw 3.51.3 or newer from its wheel",
         )
     if read_only:
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        name, flags = str(path), apsw.SQLITE_OPEN_READONLY
+        if not may_be_written(path) and not path.with_name(f"{path.name}-wal").exists():
+            # Without this promise SQLite would insist on making its shared memory beside the file.
+            name, flags = f"{path.absolute().as_uri()}?immutable=1", flags | apsw.SQLITE_OPEN_URI
+        connection = apsw.Connection(name, flags=flags)
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         return connection
 
@@ -72,6 +78,11 @@ def connect(
     for changed in [path.parent] * new_file + [folder.parent for folder in new_folders]:
         _sync_folder(changed)
     return connection
+
+
+def may_be_written(path: Path) -> bool:
+    """Whether the database can be written, or made: not if it is sealed into an image, say."""
+    return not path.exists() or os.access(path.parent, os.W_OK)
 
 
 @contextlib.contextmanager
@@ -100,21 +111,20 @@ def migrate(connection: apsw.Connection, migrations: Sequence[Migration]) -> Non
     name is recorded in the transaction that applies it, so that each runs once even if several
     processes open a new database together. Never rename or edit a published one: append another.
 
-    Raises `DataError` if the database holds a migration unknown to this code, and whatever a
-    failing step raises, with the step's name as a note.
+    A connection that is read-only must hold them all already.
+
+    Raises `DataError` if the database holds a migration unknown to this code or lacks one that
+    cannot be applied, and whatever a failing step raises, with the step's name as a note.
     """
+    if connection.readonly("main"):
+        _check_migrated(connection, migrations)
+        return
     with transaction(connection):
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations"
             "(name TEXT PRIMARY KEY, applied_utc TEXT NOT NULL)"
         )
-        applied = {name for (name,) in connection.execute("SELECT name FROM schema_migrations")}
-        if unknown := applied - {name for name, _ in migrations}:
-            raise DataError(
-                f"{connection.filename} was made by a newer version: "
-                f"it holds {', '.join(sorted(unknown))}",
-                "run the version that made it, or newer",
-            )
+        applied = _applied(connection, migrations)
         for name, step in migrations:
             if name in applied:
                 continue
@@ -131,6 +141,27 @@ def migrate(connection: apsw.Connection, migrations: Sequence[Migration]) -> Non
                 "INSERT INTO schema_migrations VALUES (?, ?)",
                 (name, datetime.datetime.now(datetime.UTC).isoformat()),
             )
+
+
+def _applied(connection: apsw.Connection, migrations: Sequence[Migration]) -> set[str]:
+    applied = {name for (name,) in connection.execute("SELECT name FROM schema_migrations")}
+    if unknown := applied - {name for name, _ in migrations}:
+        raise DataError(
+            f"{connection.filename} was made by a newer version: "
+            f"it holds {', '.join(sorted(unknown))}",
+            "run the version that made it, or newer",
+        )
+    return applied
+
+
+def _check_migrated(connection: apsw.Connection, migrations: Sequence[Migration]) -> None:
+    applied = _applied(connection, migrations)
+    if missing := [name for name, _ in migrations if name not in applied]:
+        raise DataError(
+            f"{connection.filename} was made by an older version and cannot be written: "
+            f"it lacks {', '.join(missing)}",
+            "make its folder writable once, or build the image again",
+        )
 
 
 def insert(

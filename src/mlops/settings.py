@@ -28,6 +28,17 @@ class Settings(BaseSettings):
         validation_alias="MLOPS_HOME",
         description="Folder under which data, models, runs and logs are kept",
     )
+    models_folder: str = Field(
+        "",
+        validation_alias="MLOPS_MODELS",
+        description="Folder of bundles and state database; unset: `models/` in the home folder",
+    )
+    use_cases: str = Field(
+        "",
+        validation_alias="USE_CASES",
+        description="What `mlops serve` serves when it names none, as in `iris,housing`; unset:"
+        " all",
+    )
     host: str = Field(
         "127.0.0.1", validation_alias="MLOPS_HOST", description="Address the server binds"
     )
@@ -59,12 +70,17 @@ class Settings(BaseSettings):
     )
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The use cases to serve, in the order given; none means all."""
+        return tuple(self.use_cases.replace(",", " ").split())
+
+    @property
     def data(self) -> Path:
         return self.home / "data"
 
     @property
     def models(self) -> Path:
-        return self.home / "models"
+        return Path(self.models_folder) if self.models_folder else self.home / "models"
 
     @property
     def bundles(self) -> Path:

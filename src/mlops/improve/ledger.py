@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import apsw
 
-from mlops.database import connect, migrate, transaction
+from mlops.database import connect, may_be_written, migrate, transaction
 from mlops.errors import ChampionMovedError, MlopsError, UsageError
 
 MIGRATIONS = (
@@ -77,12 +77,14 @@ class Decision:
 class Ledger:
     """The state database, open. One thread at a time.
 
+    Where it cannot be written, as in an image, it is read as it is.
+
     Raises `MlopsError` if it cannot be opened, `DataError` if a newer version made it.
     """
 
     def __init__(self, path: Path) -> None:
         try:
-            self._database: apsw.Connection = connect(path)
+            self._database: apsw.Connection = connect(path, read_only=not may_be_written(path))
             migrate(self._database, MIGRATIONS)
         except apsw.Error as error:
             raise MlopsError(

@@ -19,7 +19,7 @@ BACKLOG = 2048
 
 def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
     """Run the server until SIGINT or SIGTERM; accepted requests are answered before it ends."""
-    app = serve(*(names or USE_CASES), settings=settings)
+    app = serve(*(names or settings.names or USE_CASES), settings=settings)
     with _bound(settings) as listening:
         config = uvicorn.Config(
             app,

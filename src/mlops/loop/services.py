@@ -84,6 +84,8 @@ def specs(settings: Settings) -> list[Spec]:
             "PORT",
             {
                 "MLOPS_HOME": home,
+                "MLOPS_MODELS": str(settings.models.resolve()),
+                "USE_CASES": "",  # `up` asks all of them
                 "MLOPS_HOST": settings.host,
                 "PORT": str(settings.port),
                 "PREDICTIONS_DURABILITY": settings.durability,
@@ -262,10 +264,11 @@ def _running(settings: Settings, name: str) -> psutil.Process | None:
 
 def _recorded(settings: Settings, name: str) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(_record_path(settings, name).read_text())
+        record = json.loads(_record_path(settings, name).read_text())
     except (OSError, ValueError):
         return {}
-    return record
+    known = isinstance(record, dict) and {"pid", "created", "host", "port", "recipe"} <= set(record)
+    return record if known else {}
 
 
 def _family(settings: Settings, name: str) -> list[psutil.Process]:

@@ -146,17 +146,17 @@ def still_valid(use_case: UseCase, settings: Settings) -> Version | None:
     left = [settings.models / candidate.pickle_name for candidate in use_case.candidates]
     if settings.tracks_locally:
         left.append(settings.home / "mlflow.db")
-    same = bundle.training["recipe"] == recipe(use_case, table.fingerprint)
+    same = bundle.training["recipe"] == recipe(table.fingerprint)
     return champion if same and all(path.exists() for path in left) else None
 
 
-def recipe(use_case: UseCase, data_fingerprint: str) -> str:
+def recipe(data_fingerprint: str) -> str:
     """Return a digest of all that decides a training's result: data, code and libraries."""
     package = Path(__file__).parents[1]
     sources = [
         Path(__file__),
         package / "usecase.py",
-        package / "usecases" / f"{use_case.name}.py",
+        *sorted((package / "usecases").glob("*.py")),
         *sorted((package / "build").glob("*.py")),
         *sorted((package / "package").glob("*.py")),
     ]
@@ -309,7 +309,7 @@ def _training(
     use_case: UseCase, table: Table, parts: Split, one: Trained, parity: Parity
 ) -> dict[str, Any]:
     return {
-        "recipe": recipe(use_case, table.fingerprint),
+        "recipe": recipe(table.fingerprint),
         "data_fingerprint": table.fingerprint,
         "candidate": one.candidate.name,
         "model_class": type(one.pipeline[-1]).__name__,

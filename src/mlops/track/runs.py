@@ -37,6 +37,7 @@ MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
+MLFLOW_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,8 +65,7 @@ class Tracking:
         import mlflow
 
         _quiet()
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.registry_uri)
+        self._aim()
         with _first_alone(self.home) if self.local else contextlib.nullcontext():
             client = mlflow.MlflowClient()
             client.search_experiments(max_results=1)
@@ -99,6 +99,7 @@ class Tracking:
             from mlflow.types import ColSpec, Schema
 
             client = self.client
+            self._aim()
             run = client.create_run(
                 self._experiment_id(experiment),
                 run_name=candidate,
@@ -180,11 +181,28 @@ class Tracking:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            said = [line.strip() for line in str(error).splitlines()]
+            reason = next(filter(None, said), type(error).__name__)
             raise TrackingError(
                 f"tracking at {self.uri} failed: {reason}",
                 "look at MLFLOW_TRACKING_URI, or unset it to track in this folder",
             ) from error
+
+    def _aim(self) -> None:
+        """Point MLflow's functions, which know one store a process, to this one.
+
+        MLflow writes the addresses into the environment too, where the next reading of the
+        settings would take them for the user's.
+        """
+        import mlflow
+
+        stated = {name: os.environ.get(name) for name in MLFLOW_ADDRESSES}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.registry_uri)
+        for name, value in stated.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
     def _experiment_id(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -219,7 +237,12 @@ def requirements() -> list[str]:
 
 @functools.cache
 def commit(home: Path) -> str:
-    """Return the git commit of the project, "unknown" outside a repository."""
+    """Return the git commit of the project, "unknown" outside a repository.
+
+    An image holds none: its build says MLOPS_COMMIT.
+    """
+    if stated := os.environ.get("MLOPS_COMMIT"):
+        return stated
     try:
         found = subprocess.run(  # noqa: S603  # a fixed command
             ["git", "-C", str(home), "rev-parse", "HEAD"],  # noqa: S607  # git is where it is

@@ -1,0 +1,162 @@
+"""What is deployed says one thing in all its files, and its checks find planted faults."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import manifests
+import pytest
+import yaml
+from conftest import REPOSITORY
+from kubernetes_validate import utils
+
+import mlops
+from mlops.settings import Settings
+from mlops.usecases import USE_CASES
+
+KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
+DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas_read_once():
+    """Each is megabytes, and read anew for each manifest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", functools.cache(utils.schema_contents))
+        yield
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the manifests, to plant faults in."""
+    return shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_the_manifests_are_sound():
+    assert manifests.problems(KUBERNETES) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("stateful-set.yaml", "readOnlyRootFilesystem", "readOnlyRoot", "readOnlyRoot"),
+        ("stateful-set.yaml", "replicas: 3", "replicas: three", "StatefulSet spec.replicas"),
+        (
+            "stateful-set.yaml",
+            "serviceName: api-replicas",
+            "serviceName: x",
+            "Service x, not there",
+        ),
+        ("stateful-set.yaml", "name: http\n", "name: web\n", "leads to port http"),
+        ("autoscaler.yaml", "kind: StatefulSet", "kind: Deployment", "Deployment api, not there"),
+        ("service.yaml", "name: api\n  # A", "name: app\n  # A", "no pod is labelled"),
+        ("kustomization.yaml", "  - ingress.yaml\n", "", "does not list ingress.yaml"),
+        ("kustomization.yaml", "- ingress.yaml", "- ingres.yaml", "lists ingres.yaml, not there"),
+        ("namespace.yaml", "apiVersion: v1", "apiVersion: v9", "schema"),
+    ],
+)
+def test_a_fault_in_a_manifest_is_found(folder, file, old, new, says):
+    change(folder / file, old, new)
+    found = "\n".join(manifests.problems(folder))
+    assert says in found
+
+
+def test_what_the_replicas_run_is_the_image_as_it_was_built():
+    (pod,) = [
+        manifest["spec"]["template"]["spec"]
+        for manifest in yaml.safe_load_all((KUBERNETES / "stateful-set.yaml").read_text())
+    ]
+    (container,) = pod["containers"]
+    assert container["image"] == "mlops-housing-api"  # which tools/image.py puts a digest for
+    user = re.findall(r"^USER (\d+):0$", DOCKERFILE, re.MULTILINE)
+    assert {int(one) for one in user} == {pod["securityContext"]["runAsUser"]}
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(re.findall(r"^VOLUME (\S+)$", DOCKERFILE, re.MULTILINE)) <= mounts
+
+
+def test_the_image_is_of_this_version():
+    assert re.findall(r"^ARG VERSION=(.*)$", DOCKERFILE, re.MULTILINE) == [mlops.__version__]
+
+
+def test_the_image_trains_every_use_case():
+    trained = re.findall(r"mlops train (\w+) --promote", DOCKERFILE)
+    assert set(trained) == set(USE_CASES)
+    assert set(re.findall(r"train (\w+) --promote --if-needed", str(COMPOSE))) == set(USE_CASES)
+
+
+def test_every_variable_that_is_set_is_one_that_is_read():
+    known = {str(field.validation_alias) for field in Settings.model_fields.values()}
+    stated = set(re.findall(r"^(?:ENV|   ) ?(MLOPS_\w+|PORT|USE_CASES)=", DOCKERFILE, re.MULTILINE))
+    assert stated - {"MLOPS_COMMIT"} <= known
+    config = yaml.safe_load((KUBERNETES / "config.yaml").read_text())
+    assert set(config["data"]) <= known
+    assert set(COMPOSE["services"]["api"]["environment"]) <= known
+
+
+def test_the_example_of_settings_is_complete_and_has_the_defaults():
+    asked = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (REPOSITORY / "compose.yaml").read_text()))
+    lines = (REPOSITORY / ".env.example").read_text().splitlines()
+    offered = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert offered == asked
+
+
+def test_no_file_that_is_deployed_holds_a_secret():
+    files = [*KUBERNETES.iterdir(), REPOSITORY / "compose.yaml", REPOSITORY / ".env.example"]
+    for file in files:
+        assert not re.search(r"(?i)\b(password|token|secret_key)\s*[:=]\s*\S", file.read_text()), (
+            file
+        )
+    secret = yaml.safe_load((KUBERNETES / "secret.yaml").read_text())
+    assert not {"data", "stringData"} & set(secret)
+
+
+def test_ports_are_open_to_this_machine_only_unless_told():
+    for service in COMPOSE["services"].values():
+        for port in service.get("ports", ()):
+            assert port.startswith("${BIND:-127.0.0.1}:")
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose here")
+def test_docker_compose_finds_and_takes_the_file(tmp_path):
+    shutil.copy(REPOSITORY / "compose.yaml", tmp_path)
+    done = subprocess.run(
+        ["docker-compose", "config", "--services"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == {"mlflow", "train", "api"}
+
+
+def test_the_check_ends_with_1_and_a_line_for_each_fault(folder):
+    (folder / "more.yaml").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, folder],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "tools")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "deploy/kubernetes: kustomization.yaml does not list more.yaml\n"
+
+
+SCRIPT = """
+import pathlib, sys, manifests
+manifests.FOLDER = pathlib.Path(sys.argv[1])
+sys.exit(manifests.main())
+"""
