@@ -168,7 +168,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for folder in ("src", "api"):
                 copy_code(REPOSITORY / folder, home / folder)
             for script in SCRIPTS:
-                done = run("python", f"src/{script}.py", home=home)
+                done = run("python", f"src/{script}.py", home=home, timeout=280)
                 (home / f"{script}.out").write_text(done.stdout)
             (home / "done").touch()
     return home

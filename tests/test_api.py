@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import os
 import re
 import sqlite3
 import urllib.request
@@ -35,6 +37,7 @@ HOUSE = (
 )
 FLOWER = b'{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}'
 EXAMPLES = {"housing": HOUSE, "iris": FLOWER}
+CODE = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
 pytestmark = pytest.mark.xdist_group("api")
 
 PAGES = {"/docs", "/redoc", "/openapi.json"}
@@ -52,7 +55,7 @@ def servers(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         for name, command in commands.items():
             home = copy_project(trained, tmp_path_factory.mktemp("api") / name)
-            started[name] = start_server(home, command=command, PYTHONPATH=str(REPOSITORY))
+            started[name] = start_server(home, command=command, PYTHONPATH=CODE)
         yield started
     finally:
         for server in started.values():
@@ -133,7 +136,8 @@ def test_a_prediction_has_the_promised_fields_and_is_found_in_the_log(
         assert list(answer["probabilities"]) == list(IRIS.target.labels)
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
     name = place.use_case.log_name
-    with sqlite3.connect(f"file:{server.home}/{name}/predictions.db?mode=ro", uri=True) as reader:
+    path = f"file:{server.home}/{name}/predictions.db?mode=ro"
+    with contextlib.closing(sqlite3.connect(path, uri=True)) as reader:
         row = reader.execute(
             f"SELECT prediction, inputs FROM {name} WHERE prediction_id = ?",
             (answer["prediction_id"],),
@@ -221,7 +225,8 @@ def test_the_housing_example_works_as_printed_and_is_warned_of_and_the_warning_i
     found = [text for text in answer["warnings"] if "rooms_per_household = 0.016 " in text]
     assert found, f"no warning of 0.016 rooms a household in {answer['warnings']}"
     assert "rooms a household" in found[0]
-    with sqlite3.connect(f"file:{server.home}/housinglogs/predictions.db?mode=ro", uri=True) as log:
+    path = f"file:{server.home}/housinglogs/predictions.db?mode=ro"
+    with contextlib.closing(sqlite3.connect(path, uri=True)) as log:
         [[logged]] = log.execute(
             "SELECT warnings FROM housinglogs WHERE prediction_id = ?", (answer["prediction_id"],)
         )

@@ -186,6 +186,7 @@ class Image:
     config: dict[str, Any]
     layers: int
     bytes_above_base: int
+    commit: str
     seconds: float
 
 
@@ -195,23 +196,27 @@ def image(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     listed = "git ls-files -z --cached --others --exclude-standard"
     pack = f"{listed} | xargs -0 ls -d 2> /dev/null | tar --create --files-from=- | tar -xC"
     subprocess.run(["bash", "-c", f'{pack} "$0"', context], cwd=REPOSITORY, check=True)
+    commit = _commit()
     started = time.monotonic()
     builder("build", "--isolation", "chroot", "--format", "docker", "--layers",
-            *(word for argument in _arguments() for word in ("--build-arg", argument)),
+            *(word for argument in _arguments(commit) for word in ("--build-arg", argument)),
             *_certificate(), "--tag", IMAGE, context)  # fmt: skip
     seconds = time.monotonic() - started
     with builder.mounted(IMAGE) as (_, folder):
         found = builder.inspect(IMAGE)["Docker"]
         with builder.mounted(BASE) as (_, base):
             above = _bytes(folder) - _bytes(base)
-        yield Image(folder, found["config"], len(found["rootfs"]["diff_ids"]), above, seconds)
+        layers = len(found["rootfs"]["diff_ids"])
+        yield Image(folder, found["config"], layers, above, commit, seconds)
 
 
-def _arguments() -> list[str]:
-    git = subprocess.run(
-        ["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    )
-    found = [f"BASE_IMAGE={BASE}", f"COMMIT={git.stdout.strip()}"]
+def _commit() -> str:
+    git = ["git", "-C", REPOSITORY, "rev-parse", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _arguments(commit: str) -> list[str]:
+    found = [f"BASE_IMAGE={BASE}", f"COMMIT={commit}"]
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"],
         capture_output=True,
@@ -365,11 +370,10 @@ def test_it_says_who_runs_it_what_it_is_and_how_to_ask_and_stop_it(image):
     labels = config["Labels"]
     source = (REPOSITORY / "src" / "mlops" / "__init__.py").read_text()
     assert f'__version__ = "{labels["org.opencontainers.image.version"]}"' in source
-    commit = labels["org.opencontainers.image.revision"]
-    assert f"COMMIT={commit}" in _arguments()
+    assert labels["org.opencontainers.image.revision"] == image.commit
     # The models know too from which commit they were trained.
     provenances = (image.folder / "app" / "models" / "bundles").glob("*/provenance.json")
-    assert {json.loads(path.read_text())["commit"] for path in provenances} == {commit}
+    assert {json.loads(path.read_text())["commit"] for path in provenances} == {image.commit}
 
 
 def test_the_readmes_request_is_answered_logged_on_the_volume_and_survives(image, volume):

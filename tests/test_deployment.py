@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import manifests
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, environment, free_port, run
 from kubernetes_validate import utils
 
 import mlops
@@ -140,6 +145,57 @@ def test_docker_compose_finds_and_takes_the_file(tmp_path):
         check=True,
     )
     assert set(done.stdout.split()) == {"mlflow", "train", "api"}
+
+
+@pytest.mark.slow
+def test_the_commands_of_compose_train_through_its_mlflow_and_once_only(tmp_path):
+    """As processes of this machine, with its folders and port in the place of the containers'."""
+    port = str(free_port())
+    (tmp_path / "mlflow").mkdir()
+    server, train = (
+        shlex.split(COMPOSE["services"][name]["command"].replace("/mlflow/", f"{tmp_path}/mlflow/"))
+        for name in ("mlflow", "train")
+    )
+    server[server.index("--port") + 1] = port
+    server[server.index("--host") + 1] = "127.0.0.1"
+    home = tmp_path / "state"
+    home.mkdir()
+    with (tmp_path / "mlflow.out").open("wb") as output:
+        mlflow = subprocess.Popen(
+            server, env=environment(home), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while answered(f"{url}/health") != 200:
+            assert time.monotonic() < deadline, (tmp_path / "mlflow.out").read_text()
+            time.sleep(0.2)
+        runs = f"{url}/api/2.0/mlflow/registered-models/get?name=IrisClassifierModel"
+        assert answered(f"{url}/version", Host="mlflow:5000") == 200
+        assert answered(runs, Host="elsewhere:5000") == 403
+
+        first = run(*train, home=home, timeout=300, MLFLOW_TRACKING_URI=url)
+        assert "iris: version 1 is champion" in first.stdout
+        assert answered(runs) == 200
+        assert not (home / "mlflow.db").exists()
+        again = run(*train, home=home, timeout=300, MLFLOW_TRACKING_URI=url)
+        assert again.stdout == (
+            "housing: version 1 is still valid\niris: version 1 is still valid\n"
+        )
+    finally:
+        os.killpg(mlflow.pid, signal.SIGTERM)
+        mlflow.wait(timeout=30)
+
+
+def answered(url: str, **headers: str) -> int:
+    """The status of an answer; 0 when there is none."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as got:
+            return int(got.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
 
 
 def test_the_check_ends_with_1_and_a_line_for_each_fault(folder):

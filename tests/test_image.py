@@ -32,6 +32,7 @@ logs) cat server.out ;;
 stop) kill -TERM "$(cat pid)"; while kill -0 "$(cat pid)" 2> /dev/null; do sleep 0.05; done ;;
 rm) kill -9 "$(cat pid)" 2> /dev/null; true ;;
 inspect) case "$*" in *ExitCode*) echo "${EXIT_CODE:-0}" ;;
+         *Running*) echo "${RUNNING:-true}" ;;
          *) echo "elsewhere@sha256:0"; echo "docker.io/me/api@$DIGEST" ;; esac ;;
 esac
 """
@@ -73,7 +74,15 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("DIGEST", DIGEST)
     monkeypatch.setenv("MLOPS_HOME", str(tmp_path))
-    for name in ("ENGINE", "GITHUB_REF", "GITHUB_OUTPUT", "KUBE_CONFIG", "NO_LOG", "EXIT_CODE"):
+    for name in (
+        "ENGINE",
+        "GITHUB_REF",
+        "GITHUB_OUTPUT",
+        "KUBE_CONFIG",
+        "NO_LOG",
+        "EXIT_CODE",
+        "RUNNING",
+    ):
         monkeypatch.delenv(name, raising=False)
     return Bench(tmp_path)
 
@@ -132,6 +141,17 @@ def test_an_image_that_is_never_ready_fails_and_shows_what_it_printed(
     said = capsys.readouterr().err
     assert "was not ready within 0.5 s" in said
     assert "mlops.cli serve" in said
+
+
+def test_an_image_that_ends_at_once_is_not_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHON", "false")
+    monkeypatch.setenv("SERVER_PORT", str(free_port()))
+    monkeypatch.setenv("RUNNING", "false")
+    assert image.main(["smoke"]) == 1
+    assert "ended before it was ready" in capsys.readouterr().err
+    assert bench.calls[-1] == "rm --force --volumes c0ffee"
 
 
 def test_without_an_engine_a_line_says_so(

@@ -64,7 +64,7 @@ def running(test: Callable[[World], Awaitable[None]], **world: Any) -> World:
     async def run() -> World:
         made = World(**world)
         try:
-            await test(made)
+            await asyncio.wait_for(test(made), 20)  # what is never answered is a failure too
         finally:
             made.log.gate.set()
             await made.service.stop()

@@ -206,22 +206,50 @@ def test_before_the_first_training_there_are_no_runs_and_none_are_made(tmp_path)
 # --- found without settings, and elsewhere
 
 
-def test_mlflow_without_any_setting_finds_the_store_of_the_folder(trained):
-    script = """
-        import json, mlflow
-        client = mlflow.MlflowClient()
-        print(json.dumps([
-            sorted(e.name for e in client.search_experiments() if e.name != "Default"),
-            sorted(m.name for m in client.search_registered_models()),
-        ]))
-    """
-    kept = {k: v for k, v in environment(trained).items() if not k.startswith("MLOPS")}
-    command = [sys.executable, "-c", textwrap.dedent(script)]
+IN_A_NEW_PROCESS = """
+    import json, sys
+    from pathlib import Path
+    from mlops.track.runs import Tracking
+
+    Tracking(Path(sys.argv[1]), "", "")
+    import mlflow
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    client = mlflow.MlflowClient()
+    print(json.dumps({
+        "experiments": sorted(e.name for e in client.search_experiments() if e.name != "Default"),
+        "models": sorted(model.name for model in client.search_registered_models()),
+        "telemetry": not is_telemetry_disabled(),
+        "retries": MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
+    }))
+"""
+
+
+@pytest.fixture(scope="module")
+def new_process(trained: Path) -> dict[str, Any]:
+    """What MLflow does in a new process in the trained project, without any setting."""
+    settings = {"DO_NOT_TRACK", "CI", "PYTEST_CURRENT_TEST"}
+    bare = {
+        name: value
+        for name, value in environment(trained).items()
+        if name not in settings and not name.startswith(("MLOPS", "MLFLOW"))
+    }
+    command = [sys.executable, "-c", textwrap.dedent(IN_A_NEW_PROCESS), str(trained)]
     done = subprocess.run(
-        command, cwd=trained, env=kept, capture_output=True, text=True, check=True
+        command, cwd=trained, env=bare, capture_output=True, text=True, check=True
     )
-    expected = [["housing", "iris"], ["HousingPriceModel", "IrisClassifierModel"]]
-    assert json.loads(done.stdout) == expected
+    return json.loads(done.stdout)
+
+
+def test_mlflow_without_any_setting_finds_the_store_of_the_folder(new_process):
+    assert new_process["experiments"] == ["housing", "iris"]
+    assert new_process["models"] == ["HousingPriceModel", "IrisClassifierModel"]
+
+
+def test_telemetry_is_off_and_patience_short_without_being_told(new_process):
+    assert new_process["telemetry"] is False
+    assert new_process["retries"] == 1
 
 
 @pytest.mark.slow
@@ -429,24 +457,6 @@ def test_a_version_number_is_greater_than_any_known_and_the_alias_can_move(tmp_p
 def test_the_local_store_is_where_mlflow_looks_for_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert local_uri(Path()) == local_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-
-
-def test_telemetry_is_off_without_being_told(tmp_path):
-    script = """
-        import sys
-        from pathlib import Path
-        from mlops.track.runs import Tracking
-        Tracking(Path(sys.argv[1]), "", "")
-        from mlflow.telemetry.utils import is_telemetry_disabled
-        from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as retries
-        print(is_telemetry_disabled(), retries.get())
-    """
-    kept = environment(tmp_path)
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI", "PYTEST_CURRENT_TEST"):
-        kept.pop(name, None)
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    done = subprocess.run(command, env=kept, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "1"]
 
 
 @pytest.mark.slow

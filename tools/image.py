@@ -113,6 +113,8 @@ def smoke(image: str) -> None:
         server = "http://" + engine("port", container, "8000/tcp").splitlines()[0]
         deadline = time.monotonic() + SECONDS_TO_START
         while ask(f"{server}/health/ready") is None:
+            if engine("inspect", "--format", "{{.State.Running}}", container) == "false":
+                raise Refused(f"{image} ended before it was ready")
             if time.monotonic() > deadline:
                 raise Refused(f"{image} was not ready within {SECONDS_TO_START} s")
             time.sleep(0.2)

@@ -55,7 +55,7 @@ def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[
     messages = {
         "missing": f"{name} is missing",
         "extra_forbidden": f"{name} is not a field; the fields are {', '.join(fields)}",
-        "finite_number": f"{name} must be a finite number",
+        "finite_number": f"{name} must be a finite number, got {shown}",
         "float_type": f"{name} must be a number, got {shown}",
         "greater_than_equal": f"{name} must be at least {limits.get('ge')}{unit}, got {shown}",
         "less_than_equal": f"{name} must be at most {limits.get('le')}{unit}, got {shown}",

@@ -35,6 +35,8 @@ def register(tracking: Tracking, model_name: str, run: Run, bundle: str, *, abov
                 model_name,
                 source=run.model_uri,
                 run_id=run.run_id,
+                # A server, unlike a store in a file, refuses the source without it.
+                model_id=run.model_uri.removeprefix("models:/"),
                 tags={"bundle": bundle},
             )
             number = int(version.version)
