@@ -64,6 +64,10 @@ def known(home: Path, empty_store: Path) -> Settings:
     return settings_of(home)
 
 
+def with_candidates(use_case: UseCase, *candidates: Candidate) -> UseCase:
+    return dataclasses.replace(use_case, candidates=candidates)
+
+
 # --- the same again
 
 
@@ -186,9 +190,12 @@ def test_the_winner_is_registered_first_and_the_random_forest_of_iris_always(tra
 # --- registered once
 
 
-def test_training_again_registers_no_new_version(fresh):
-    first = train("iris", only=("RandomForest", *DISCRIMINANT), settings=fresh)
-    again = train("iris", only=("RandomForest", *DISCRIMINANT), settings=fresh)
+def test_training_again_registers_no_new_version(fresh, monkeypatch):
+    always = dataclasses.replace(IRIS.candidate("LogisticRegression"), always_registered=True)
+    both = with_candidates(IRIS, always, IRIS.candidate(*DISCRIMINANT))
+    monkeypatch.setitem(USE_CASES, "iris", both)
+    first, again = (train("iris", settings=fresh) for _ in range(2))
+    assert [v.candidate for v in first.registered] == [*DISCRIMINANT, "LogisticRegression"]
     assert [v.version for v in first.registered] == [1, 2]
     assert again.registered == first.registered
     assert len(list(fresh.bundles.iterdir())) == 2
@@ -222,10 +229,6 @@ def test_an_unknown_candidate_is_answered_with_those_declared(fresh):
     with pytest.raises(UsageError, match=r"no candidate 'Tree' — declared are: LinearRegression,"):
         train("housing", only=("Tree",), settings=fresh)
     assert not fresh.models.exists()
-
-
-def with_candidates(use_case: UseCase, *candidates: Candidate) -> UseCase:
-    return dataclasses.replace(use_case, candidates=candidates)
 
 
 def test_a_candidate_that_does_not_converge_stops_the_training_before_anything_is_sealed(
