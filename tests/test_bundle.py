@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -536,6 +537,26 @@ def test_sealing_again_replaces_a_corrupt_one_and_leaves_nothing_of_it(
     open_bundle(sealed)
     assert [path.name for path in tmp_path.iterdir()] == [sealed.name]
     assert not (sealed / "surplus").exists()
+
+
+def test_of_equal_sealings_one_at_a_time_looks_and_takes_the_name(
+    content, sealed, tmp_path, monkeypatch
+):
+    looked = []
+
+    def while_the_name_is_taken(path: Path) -> Any:
+        other = os.open(tmp_path, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(other)
+        looked.append(path)
+        return open_bundle(path)
+
+    monkeypatch.setattr(bundles, "open_bundle", while_the_name_is_taken)
+    seal(tmp_path, **content)
+    assert looked == [sealed]
 
 
 SEAL_AT_ONCE = """

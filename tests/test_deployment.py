@@ -147,6 +147,20 @@ def test_docker_compose_finds_and_takes_the_file(tmp_path):
     assert set(done.stdout.split()) == {"mlflow", "train", "api"}
 
 
+def test_a_variable_says_what_is_served(serve):
+    server = serve(USE_CASES="iris")
+    assert server.request("/metrics")[1]["use_case"] == "iris"
+    assert server.request("/housing/metrics")[0] == 404
+
+
+def test_training_where_only_serving_is_installed_says_so_in_one_line(tmp_path):
+    script = "import sys; sys.modules['pandas'] = None; from mlops.cli import main; main()"
+    done = run(sys.executable, "-c", script, "train", "iris", home=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("mlops: this needs pandas, which is not installed here — use")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_the_commands_of_compose_train_through_its_mlflow_and_once_only(tmp_path):
     """As processes of this machine, with its folders and port in the place of the containers'."""

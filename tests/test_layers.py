@@ -241,11 +241,6 @@ def test_importing_every_module_writes_nothing_makes_nothing_and_starts_nothing(
     assert in_an_empty_folder(empty_folder, IMPORT_ALL, names).strip() == "[]"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="ONNX Runtime reports to its maker from 1.29 on, and keeps an id and a database in the "
-    "home folder for it: set ORT_DISABLE_TELEMETRY before it is imported",
-)
 def test_importing_leaves_no_file_in_the_home_folder_either(empty_folder):
     in_an_empty_folder(empty_folder, "import api.main")
     assert list(empty_folder.iterdir()) == []

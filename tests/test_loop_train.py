@@ -231,6 +231,7 @@ def test_an_unknown_candidate_is_answered_with_those_declared(fresh):
     assert not fresh.models.exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # as for a user: the product, not the suite, must stop
 def test_a_candidate_that_does_not_converge_stops_the_training_before_anything_is_sealed(
     fresh, monkeypatch
 ):

@@ -215,6 +215,7 @@ def test_of_equals_the_one_declared_first_wins():
     assert winner(HOUSING, [first, second]) is first
 
 
+@pytest.mark.filterwarnings("ignore")  # as for a user: the product, not the suite, must stop
 def test_a_candidate_that_does_not_converge_is_an_error_that_says_what_to_do():
     hasty = Candidate("Hasty", lambda seed: LogisticRegression(max_iter=2), scaled=True)
     with pytest.raises(TrainingError, match=r"Hasty did not converge.* — allow it more iter") as e:

@@ -6,10 +6,10 @@ One `OnnxModel` belongs to one bundle. It holds no state between calls and may b
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 
 from mlops.errors import BundleError
 
@@ -35,6 +35,7 @@ class OnnxModel:
     """
 
     def __init__(self, graph: bytes) -> None:
+        onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         # One row is too little work to share; requests run beside each other instead.
         options.intra_op_num_threads = 1
@@ -64,3 +65,11 @@ class OnnxModel:
     def run(self, rows: np.ndarray) -> Output:
         """Answer rows: float64 [n, len(fields)], finite, validated by the caller."""
         return Output(*self._run(self._outputs, {"fields": rows}, self._options))
+
+
+def _onnxruntime() -> Any:
+    """Import ONNX Runtime, which reports to its maker unless it was told not to before that."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
