@@ -226,12 +226,17 @@ def test_a_keyboard_interrupt_leaves_no_traceback_and_no_bundle(home):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # The tests may themselves run in the background of a shell, where Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     before = {path.name for path in (home / "models" / "bundles").iterdir()}
     assert process.stderr.readline() == "housing: training …\n"
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode in {1, 130}
     assert "Traceback" not in err
     assert out == ""

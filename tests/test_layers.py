@@ -241,8 +241,20 @@ def test_importing_every_module_writes_nothing_makes_nothing_and_starts_nothing(
     assert in_an_empty_folder(empty_folder, IMPORT_ALL, names).strip() == "[]"
 
 
-def test_importing_leaves_no_file_in_the_home_folder_either(empty_folder):
-    in_an_empty_folder(empty_folder, "import api.main")
+OPEN_A_MODEL = """
+    import contextlib, importlib, json, sys
+    from mlops.errors import BundleError
+    from mlops.package.model import OnnxModel
+
+    importlib.import_module(sys.argv[1])
+    with contextlib.suppress(BundleError):
+        OnnxModel(b"no model")
+    print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+
+
+def test_importing_and_opening_a_model_leave_no_file_in_the_home_folder_either(empty_folder):
+    in_an_empty_folder(empty_folder, OPEN_A_MODEL, "api.main")
     assert list(empty_folder.iterdir()) == []
 
 
@@ -261,12 +273,7 @@ def test_the_watch_over_imports_sees_what_it_is_to_see(empty_folder):
 
 @pytest.mark.parametrize("module", ["api.main", "mlops.loop.predict"])
 def test_serving_imports_no_training_library(empty_folder, module):
-    script = """
-        import importlib, json, sys
-        importlib.import_module(sys.argv[1])
-        print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
-    """
-    loaded = set(json.loads(in_an_empty_folder(empty_folder, script, module)))
+    loaded = set(json.loads(in_an_empty_folder(empty_folder, OPEN_A_MODEL, module)))
     assert {"mlops", "fastapi", "onnxruntime"} <= loaded
     assert loaded & HEAVY == set()
 

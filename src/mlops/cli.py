@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +37,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; end with 0, or with one line on standard error and another code."""
     try:
-        app(args=arguments)
+        try:
+            app(args=arguments)
+        finally:
+            sys.stdout.flush()  # here, and not as the interpreter ends, when nobody can catch it
     except MlopsError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). What is left in the buffer must not be tried again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         # A full disk, a missing permission: the user's to mend, and said in one line.
         where = f": {error.filename}" if error.filename else ""
