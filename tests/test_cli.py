@@ -134,6 +134,7 @@ def test_a_misspelt_verb_or_option_ends_with_2_and_no_traceback(command, line):
         ("promote housing 9", "housing has no version 9 (registered: 1) — list them with: mlops"),
         ("promote housing 0", "housing has no version 0 (registered: 1) — list them with: mlops"),
         ("promote housing --force", "a forced promotion needs a reason — say why with --reason"),
+        ("predict iris --version 0 x=1", "iris has no version 0 (registered: 1, 2) — list them"),
         ("predict iris --version 9 x=1", "iris has no version 9 (registered: 1, 2) — list them"),
         ("predict iris x=1", "row 1: "),
         ("predict iris", "give either one row or a file — see: mlops predict --help"),

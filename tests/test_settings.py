@@ -48,7 +48,7 @@ def test_the_defaults_suit_a_laptop():
         ("PORT", "9001", 9001),
         ("MLFLOW_PORT", "9002", 9002),
         ("MLFLOW_TRACKING_URI", "http://elsewhere:5000", "http://elsewhere:5000"),
-        ("MODEL_REGISTRY_URI", "sqlite:////tmp/r.db", "sqlite:////tmp/r.db"),
+        ("MODEL_REGISTRY_URI", "sqlite:////some/r.db", "sqlite:////some/r.db"),
         ("PREDICTIONS_DURABILITY", "crash", "crash"),
         ("USE_CASES", "iris", "iris"),
     ],

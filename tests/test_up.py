@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import re
 import socket
@@ -421,3 +422,23 @@ def test_a_change_of_code_or_settings_restarts_a_service(start: Start, tmp_path:
     assert ended(first)
     [second] = services._family(settings(tmp_path), "server")
     assert second.pid != first.pid
+
+
+def test_models_whose_runs_are_gone_are_not_taken_for_valid(tmp_path, monkeypatch):
+    # By name: in the package, `up` is the verb and not the module.
+    up_module = importlib.import_module("mlops.loop.up")
+    settings = read_settings(MLOPS_HOME=tmp_path, PORT=free_port(), MLFLOW_PORT=free_port())
+    store = tmp_path / "mlflow.db"
+    looked = []
+
+    def stop_here(*_: object) -> None:
+        raise ServiceError("far enough")
+
+    monkeypatch.setattr(up_module.Tracking, "connect", lambda _: store.touch())
+    monkeypatch.setattr(up_module, "still_valid", lambda *_: looked.append(store.exists()))
+    monkeypatch.setattr(up_module.services, "start", stop_here)
+    with pytest.raises(ServiceError, match="far enough"):
+        up_module.up(settings=settings)
+
+    assert looked == [False, False]
+    assert store.exists()

@@ -40,7 +40,7 @@ def predict(
     settings = settings or read_settings()
     use_case = find(name)
     with Ledger(settings.state_database) as ledger:
-        version = ledger.version(name, number) if number else ledger.champion(name)
+        version = ledger.champion(name) if number is None else ledger.version(name, number)
     if version is None:
         raise NotTrainedError(f"{name} has no champion", f"make one with: mlops up {name}")
     champion = open_champion(use_case, version, settings)

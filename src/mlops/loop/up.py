@@ -62,13 +62,20 @@ def up(
     chosen = [find(name) for name in names or USE_CASES]
     _check_disk(settings)
     services.check_ports(settings)
+    # Asked before a store is made: models whose runs are gone are to be tracked again.
+    valid = {use_case.name: still_valid(use_case, settings) for use_case in chosen}
     server, *others = services.specs(settings)
     if settings.tracks_locally and not (settings.home / "mlflow.db").exists():
         report.say("mlflow: creating its store")
         Tracking(settings.home, settings.tracking_uri, settings.registry_uri).connect()
     for spec in others:  # MLflow takes its seconds to start while the candidates are trained
         _start(spec, settings, report)
-    made = [_make(use_case, settings, report) for use_case in chosen]
+    made = []
+    for use_case in chosen:
+        champion = valid[use_case.name]
+        if champion is not None:
+            report.say(f"{use_case.name}: version {champion.version} is still valid")
+        made.append((champion or _make(use_case, settings, report), champion is not None))
     _start(server, settings, report)
     for spec in (server, *others):
         services.wait_healthy(settings, spec)
@@ -101,12 +108,8 @@ def _start(spec: services.Spec, settings: Settings, report: Report) -> None:
         report.say(f"{spec.name}: starting on {spec.address}")
 
 
-def _make(use_case: UseCase, settings: Settings, report: Report) -> tuple[Version, bool]:
-    """Return the champion, trained and promoted if none is valid, and whether it was reused."""
-    champion = still_valid(use_case, settings)
-    if champion is not None:
-        report.say(f"{use_case.name}: version {champion.version} is still valid")
-        return champion, True
+def _make(use_case: UseCase, settings: Settings, report: Report) -> Version:
+    """Train and promote; return the champion, the one before if the gates kept it."""
     table = prepare(use_case, settings.data)
     report.say(
         f"{use_case.name}: {len(table.frame):,} rows"
@@ -126,10 +129,10 @@ def _make(use_case: UseCase, settings: Settings, report: Report) -> tuple[Versio
             champion = ledger.champion(use_case.name)
         if champion is None:
             raise
-        return champion, False
+        return champion
     if promotion.changed:
         report.say(f"{use_case.name}: version {best.version} passed the gates and is champion")
-    return best, False
+    return best
 
 
 def _ask(server: str, use_case: UseCase, champion: Version) -> dict[str, Any]:
