@@ -171,7 +171,7 @@ def test_a_full_disk_is_one_line_with_the_file(command, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "data/housing.csv")
 
-    monkeypatch.setattr("mlops.build.data._write_whole", full)
+    monkeypatch.setattr("mlops.build.data.write_whole", full)
     done = command("prepare", "housing", "--force")
     assert (done.code, done.out) == (1, "")
     assert done.err == "mlops: No space left on device: data/housing.csv\n"

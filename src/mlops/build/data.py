@@ -74,9 +74,9 @@ def prepare(use_case: UseCase, folder: Path, *, force: bool = False) -> Table:
     frame, dropped = clean(use_case, source.table, name=source.origin)
     table = Table(frame, path, dropped, fingerprint(frame), source.origin)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, lambda file: frame.to_csv(file, index=False, lineterminator="\n"))
+    write_whole(path, lambda file: frame.to_csv(file, index=False, lineterminator="\n"))
     note = {"origin": table.origin, "fingerprint": table.fingerprint, "dropped": dropped}
-    _write_whole(_note_file(path), lambda file: file.write_text(json.dumps(note, indent=1) + "\n"))
+    write_whole(_note_file(path), lambda file: file.write_text(json.dumps(note, indent=1) + "\n"))
     return table
 
 
@@ -136,7 +136,7 @@ def clean(use_case: UseCase, table: pd.DataFrame, *, name: str) -> tuple[pd.Data
     return complete.reset_index(drop=True), len(table) - len(complete)
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make the file under another name, and rename it only when that is done."""
     unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
     try:

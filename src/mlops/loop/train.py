@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from mlops.build.data import Split, Table, prepare, split
+from mlops.build.data import Split, Table, prepare, split, write_whole
 from mlops.build.profile import golden_rows, reference_profile, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
@@ -179,12 +178,7 @@ def _chosen(use_case: UseCase, only: tuple[str, ...]) -> tuple[Candidate, ...]:
 
 def _write_pickle(one: Trained, folder: Path) -> None:
     path = folder / one.candidate.pickle_name
-    unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
-    try:
-        joblib.dump(one.pipeline, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, lambda file: joblib.dump(one.pipeline, file))
 
 
 def _track(tracking: Tracking, use_case: UseCase, table: Table, parts: Split, one: Trained) -> Run:
