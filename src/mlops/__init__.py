@@ -3,6 +3,7 @@
 The loop, in order, each a function here and a verb of the command `mlops`:
 
     prepare("housing")     write data/housing.csv from its source, cleaned and checked
+    check("housing", path)   hold any table against the use case
     train("housing")       fit, compare, track every candidate; seal and register the winner
     promote("housing")     ask the gates, then make the newest version champion
     predict("housing", rows)   answer rows with the champion, and log them
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _VERBS = {
     "prepare": "mlops.loop.prepare",
+    "check": "mlops.loop.check",
     "train": "mlops.loop.train",
     "promote": "mlops.loop.promote",
     "predict": "mlops.loop.predict",

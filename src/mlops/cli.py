@@ -162,6 +162,28 @@ def prepare(
 
 
 @app.command()
+def check(
+    use_case: UseCaseName,
+    table: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV or Parquet file")],
+    as_json: AsJson = False,
+) -> None:
+    """Check any table against a use case: what is wrong, by column, rule and line.
+
+    With or without the target; columns may have the data file's names or those of the request.
+    Ends with 0 if the table fits, 1 if it breaks a rule, 2 if it is no table.
+
+    Examples: `mlops check housing data/housing.csv` · `mlops check iris new.parquet --json`
+    """
+    from mlops.loop.check import check as run
+
+    result = run(use_case, table)
+    found = {**tables.plain(result), "fits": result.fits}
+    _print(found, as_json, lambda: tables.checked(result, _out))
+    if not result.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     use_case: UseCaseName,
     only: Annotated[

@@ -77,6 +77,25 @@ def prepared(result: Mapping[str, Any], console: Console) -> None:
     _line(console, f"fingerprint  {result['fingerprint']}")
 
 
+def checked(result: Any, console: Console) -> None:
+    if result.findings:
+        table = _table("", "column", "rule", "rows", "first lines", "for example")
+        for one in result.findings:
+            more = ", …" if one.rows > len(one.lines) > 0 else ""
+            lines = ", ".join(map(str, one.lines)) + more
+            row = one.column, one.rule, f"{one.rows:,}" if one.rows else "", lines, one.example
+            table.add_row(one.kind, *row)
+        console.print(table)
+    kinds = [one.kind for one in result.findings]
+    found = [f"{kinds.count(k)} {k}{'s' * (kinds.count(k) != 1)}" for k in ("violation", "warning")]
+    target = "with" if result.has_target else "without"
+    compared = f", compared with {result.compared}" if result.compared else ""
+    _line(
+        console,
+        f"{result.path}: {result.rows:,} rows, {target} the target{compared}: {', '.join(found)}",
+    )
+
+
 def training(result: Any, console: Console) -> None:
     metric = result.metric
     names = [name for name in result.candidates[0].metrics if not name.startswith("cv_")]

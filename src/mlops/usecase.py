@@ -60,6 +60,19 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """What must be true of each row of the data file, beyond the limits of each column.
+
+    `holds` takes a data frame and returns one truth a row; `columns` are those it looks at. `says`
+    completes "column, line, value: …".
+    """
+
+    columns: tuple[str, ...]
+    says: str
+    holds: Callable[[pd.DataFrame], pd.Series[bool]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
     """One algorithm that competes for the use case.
 
@@ -93,6 +106,8 @@ class UseCase:
 
     `inputs` lists what the model sees, in order: the name of a field, or a `Ratio` of two.
     `load` returns the raw table in data-file columns. `metric` decides (higher is better).
+    `rules` hold in every row. `key` names columns that tell one row from all others, if any do;
+    `unique_rows` says that two equal rows are one row twice, not two alike.
     """
 
     name: str
@@ -107,6 +122,9 @@ class UseCase:
     candidates: tuple[Candidate, ...]
     metric: str
     examples: Mapping[str, Mapping[str, float]]
+    rules: tuple[Rule, ...] = ()
+    key: tuple[str, ...] = ()
+    unique_rows: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -168,39 +168,77 @@ def _columns(use_case: UseCase) -> list[str]:
     return [feature.column for feature in use_case.features]
 
 
-def _violations(use_case: UseCase, frame: pd.DataFrame) -> list[str]:
-    """Return one line for each value that breaks its rule: column, row, value and rule."""
-    from pandera.errors import SchemaErrors
+def schema(use_case: UseCase, columns: Collection[str] = (), *, gaps: bool = False) -> Any:
+    """Return the rules of a use case's table as a pandera schema: of all columns, or of some.
+
+    `gaps` lets values be missing.
+    """
     from pandera.pandas import Check, Column, DataFrameSchema
 
     target = use_case.target
     limits = [(f.column, f.low, f.high, f.unit) for f in use_case.features]
     if not target.labels:
         limits.append((target.column, target.low, target.high, target.unit))
-    columns = {
+    rules = {
         column: Column(
             float,
             Check.in_range(low, high, error=f"must be from {low:g} to {high:g} {unit}"),
             coerce=True,
+            nullable=gaps,
         )
         for column, low, high, unit in limits
     }
     if target.labels:
         allowed = f"must be one of {', '.join(target.labels)}"
-        columns[target.column] = Column(None, Check.isin(target.labels, error=allowed))
+        rules[target.column] = Column(None, Check.isin(target.labels, error=allowed), nullable=gaps)
+    checked = columns or rules
+    return DataFrameSchema(
+        {column: rule for column, rule in rules.items() if column in checked},
+        checks=[
+            # Row by row: what misses a value is told of by that.
+            Check(
+                lambda table, rule=rule: (
+                    rule.holds(table) | table[list(rule.columns)].isna().any(axis=1)
+                ),
+                error=rule.says,
+            )
+            for rule in use_case.rules
+            if set(rule.columns) <= set(checked)
+        ],
+    )
+
+
+def broken_rules(use_case: UseCase, frame: pd.DataFrame, schema: Any) -> pd.DataFrame:
+    """Return a line for each broken rule of each row: column, index (of the row), value, rule."""
+    from pandera.errors import SchemaErrors
+
     try:
-        DataFrameSchema(columns).validate(frame, lazy=True)
+        schema.validate(frame, lazy=True)
     except SchemaErrors as found:
-        cases = found.failure_cases
-        cases = cases[cases["index"].notna()].drop_duplicates(["column", "index"])
-        return [_violation(case) for case in cases.sort_values("index").itertuples()]
-    return []
+        cases: pd.DataFrame = found.failure_cases
+    else:
+        return pd.DataFrame(columns=["column", "index", "value", "rule"])
+    cases = cases[cases["index"].notna()].rename(columns={"failure_case": "value", "check": "rule"})
+    for rule in use_case.rules:
+        of_rule = cases["rule"] == rule.says
+        # Told once, though pandera repeats it for every column; and not of a value that cannot be.
+        alone = cases.loc[~of_rule & cases["column"].isin(rule.columns), "index"]
+        once = (cases["column"] == rule.columns[0]) & ~cases["index"].isin(alone)
+        cases = cases[~of_rule | once]
+    return cases[["column", "index", "value", "rule"]]
+
+
+def _violations(use_case: UseCase, frame: pd.DataFrame) -> list[str]:
+    """Return one line for each value that breaks its rule: column, row, value and rule."""
+    cases = broken_rules(use_case, frame, schema(use_case))
+    cases = cases.drop_duplicates(["column", "index"])
+    return [_violation(case) for case in cases.sort_values("index").itertuples()]
 
 
 def _violation(case: Any) -> str:
-    rule = "must be a number" if "coerce" in str(case.check) else case.check
+    rule = "must be a number" if "coerce" in str(case.rule) else case.rule
     # Line 1 of the file is the header, and people count from one.
-    return f"column {case.column}, line {int(case.index) + 2}: {case.failure_case!r} {rule}"
+    return f"column {case.column}, line {int(case.index) + 2}: {case.value!r} {rule}"
 
 
 def fields_and_target(use_case: UseCase, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from mlops.errors import DataError
-from mlops.usecase import Candidate, Feature, Ratio, Source, Target, UseCase
+from mlops.usecase import Candidate, Feature, Ratio, Rule, Source, Target, UseCase
 
 RAW_TABLE = "california_housing_1990.csv"
 RAW_TABLE_SHA256 = "8a5396dba2c96ff32351fff11af69e8bfe9c08e572cafb38591f50daa75e368c"
@@ -173,4 +173,12 @@ HOUSING = UseCase(
             "longitude": -122.4194,
         },
     },
+    rules=(
+        Rule(
+            ("total_bedrooms", "total_rooms"),
+            "must be at most total_rooms: a bedroom is a room",
+            lambda table: table["total_bedrooms"] <= table["total_rooms"],
+        ),
+    ),
+    unique_rows=True,
 )
