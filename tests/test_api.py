@@ -317,7 +317,11 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
     names: tuple[str, ...],
 ) -> None:
     app = application(*names)
-    documented = {(method.upper(), path) for method, path, _ in operations(app.openapi())}
+    documented = {
+        (method.upper(), path)
+        for method, path, _ in operations(app.openapi())
+        if not path.startswith(("/v2", "/admin"))
+    }
     prefixes = ["", *(f"/{name}" for name in names)] if len(names) > 1 else [""]
     expected = {
         (method, f"{prefix}{path}" or "/")
@@ -431,7 +435,12 @@ def test_the_document_tells_of_every_refusal_and_of_both_headers(
     for document in documents.values():
         for method, path, operation in operations(document):
             if method == "post":
-                assert set(operation["responses"]) == {"200", "413", "422", "503"}, path
+                invalid = "400" if path.startswith("/v2") else "422"
+                assert set(operation["responses"]) >= {
+                    *("200", "401", "403", "413", invalid, "429", "503"),
+                }, path
+                if path.startswith(("/admin", "/v2")):
+                    continue
                 headers = {one["name"] for one in operation["parameters"] if one["in"] == "header"}
                 assert headers == {"Idempotency-Key", "X-Client-ID"}
             elif path.endswith("/health/ready"):

@@ -20,6 +20,8 @@ VARIABLES = {
     "MLFLOW_TRACKING_URI": "tracking_uri",
     "MODEL_REGISTRY_URI": "registry_uri",
     "PREDICTIONS_DURABILITY": "durability",
+    "RATE_LIMIT": "rate_limit",
+    "TRUSTED_PROXIES": "trusted_proxies",
 }
 
 
@@ -51,6 +53,8 @@ def test_the_defaults_suit_a_laptop():
         ("MODEL_REGISTRY_URI", "sqlite:////some/r.db", "sqlite:////some/r.db"),
         ("PREDICTIONS_DURABILITY", "crash", "crash"),
         ("USE_CASES", "iris", "iris"),
+        ("RATE_LIMIT", "100/s", "100/s"),
+        ("TRUSTED_PROXIES", "10.0.0.1", "10.0.0.1"),
     ],
 )
 def test_each_variable_sets_its_own_setting_and_no_other(monkeypatch, variable, text, value):

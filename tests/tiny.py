@@ -130,6 +130,8 @@ async def ask(
     headers: dict[str, str] | None = None,
     *,
     by_fastapi: bool = False,
+    peer: str = "127.0.0.1",
+    root_path: str = "",
 ) -> Answer:
     """Send one request to the application; `by_fastapi` goes round its short way.
 
@@ -155,12 +157,12 @@ async def ask(
         "http_version": "1.1",
         "method": method,
         "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
+        "path": root_path + path,
+        "raw_path": (root_path + path).encode(),
+        "root_path": root_path,
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
-        "client": ("127.0.0.1", 1),
+        "client": (peer, 1),
         "server": ("127.0.0.1", 80),
     }
     await (FastAPI.__call__(app, scope, receive, send) if by_fastapi else app(scope, receive, send))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.testing import CliRunner
@@ -57,11 +58,21 @@ def problems() -> list[str]:
 def _commands() -> str:
     runner = CliRunner(env={"COLUMNS": "96", "NO_COLOR": "1", "TERM": "dumb"})
     parts = ["## Commands\n"]
-    for command in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
-        text = runner.invoke(app, [command, "--help"], prog_name="mlops").output
+    for command in _verbs(typer.main.get_command(app)):
+        text = runner.invoke(app, [*command.split(), "--help"], prog_name="mlops").output
         lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
         parts.append(f"### mlops {command}\n\n```text\n{lines}\n```\n")
     return "\n".join(parts)
+
+
+def _verbs(group: Any) -> list[str]:
+    """Return all commands, those of a group after it."""
+    found = []
+    for name, command in group.commands.items():
+        found.append(name)
+        if hasattr(command, "commands"):
+            found += [f"{name} {one}" for one in _verbs(command)]
+    return found
 
 
 def _settings() -> str:

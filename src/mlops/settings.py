@@ -68,6 +68,18 @@ class Settings(BaseSettings):
         description="`power`: every answer is synced to disk first; `crash`: survives kill -9,"
         " not a power cut",
     )
+    rate_limit: str = Field(
+        "",
+        validation_alias="RATE_LIMIT",
+        description="Requests of one client (its API key, else its address), as in `100/s`,"
+        " `100/min` or `1000/h`, a batch counted by its rows; unset: no limit",
+    )
+    trusted_proxies: str = Field(
+        "",
+        validation_alias="TRUSTED_PROXIES",
+        description="Addresses or networks of proxies whose `X-Forwarded-For` is believed, as in"
+        " `10.0.0.1,10.1.0.0/16`; unset: nobody's",
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +101,11 @@ class Settings(BaseSettings):
     @property
     def state_database(self) -> Path:
         return self.models / "state.db"
+
+    @property
+    def access_database(self) -> Path:
+        """API keys, hashed, and the secret of this installation."""
+        return self.home / "access.db"
 
     @property
     def run(self) -> Path:

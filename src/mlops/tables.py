@@ -228,6 +228,27 @@ def service_logs(printed: Mapping[str, Sequence[str]], console: Console) -> None
     _line(console, "Predictions are in: mlops logs housing, mlops logs iris")
 
 
+def key_made(result: Mapping[str, Any], console: Console) -> None:
+    _line(console, result["key"])
+    _line(console, "It is shown this once. Send it as Authorization: Bearer, or as X-API-Key.")
+
+
+def keys(result: Sequence[Mapping[str, Any]], console: Console) -> None:
+    if not result:
+        _line(console, "no keys: the server is open (make one with: mlops keys add NAME)")
+        return
+    table = _table("name", "role", "use case", "made (UTC)", "revoked (UTC)")
+    for one in result:
+        table.add_row(
+            one["name"],
+            one["role"],
+            one["use_case"] or "all",
+            one["created_utc"][:19],
+            (one["revoked_utc"] or "")[:19],
+        )
+    console.print(table)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(columns):

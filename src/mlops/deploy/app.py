@@ -3,10 +3,16 @@
 It is a FastAPI application, which documents every route and answers all but the hot ones. The hot
 routes are answered before FastAPI's middleware and routing, by the very handler that FastAPI would
 call: it only saves the way there, which is most of the cost of a small prediction.
+
+`App.__call__` is the one door to all of them: who may come in is asked there, and nowhere else.
 """
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -15,7 +21,7 @@ import fastapi_offline
 from fastapi import APIRouter, Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -23,11 +29,19 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
 from mlops.deploy import problems
+from mlops.deploy.access import Access, Refused
+from mlops.deploy.admin import Promote, add_admin
+from mlops.deploy.inference_protocol import CHARGE, add_inference_protocol
 from mlops.deploy.schemas import ErrorAnswer, answer_model, batch_answer_model
 from mlops.deploy.service import Headers, Reply, Service
 from mlops.errors import MlopsError
 
 LARGEST_BODY = 16 * 1024 * 1024
+GUARD: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorAnswer, "description": "An API key is needed, and none that is known came"},
+    403: {"model": ErrorAnswer, "description": "The API key has another role, or use case"},
+    429: {"model": ErrorAnswer, "description": "Too many requests: wait as Retry-After says"},
+}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorAnswer, "description": f"A body of more than {LARGEST_BODY:,} bytes"},
     422: {"model": ErrorAnswer, "description": "Named by field, value and limit"},
@@ -48,25 +62,93 @@ HEADERS = [
     },
 ]
 ASSETS = "/docs/assets"
+OPEN_PATHS = ("", "/health/live", "/health/ready")
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `mlops keys add`"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""Of every answer, unless it brings its own. Answers are somebody's data, and no pages."""
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
 
 Handler = Callable[[bytes, Headers, str], Awaitable[Reply]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 class App(FastAPI):
-    """FastAPI with a short way to the hot routes."""
+    """FastAPI with a guarded door and, behind it, a short way to the hot routes."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(docs_url=None, redoc_url=None, **settings)
         self.hot: dict[str, HotRoute] = {}
+        self.access = Access()
+        self.use_cases: tuple[str, ...] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            route = self.hot.get(scope["path"])
-            if route is not None:
-                await route.answer(scope, receive, send)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope["root_path"])
+        route = self.hot.get(path) if scope["method"] == "POST" else None
+        client = ""
+        if route is None or self.access.on:
+            speaks_for = route.service.use_case.name if route else self._speaks_for(path)
+            client, refused = self.access.check(scope, path, speaks_for)
+            if refused:
+                await _send(send, _refusal(refused, path))
                 return
-        await super().__call__(scope, receive, send)
+        if route is None:
+            scope[CHARGE] = functools.partial(self.access.charge, client)
+            await self._answer_by_fastapi(scope, path, receive, send)
+            return
+        rows = await route.answer(scope, receive, send)
+        if client:
+            self.access.charge(client, rows)
+
+    async def _answer_by_fastapi(
+        self, scope: Scope, path: str, receive: Receive, send: Send
+    ) -> None:
+        """Let FastAPI answer, with the whole body in hand and never more than is allowed."""
+        if scope["method"] not in {"GET", "HEAD", "OPTIONS"}:
+            body = await _body(receive)
+            if body is None:
+                return
+            if len(body) > LARGEST_BODY:
+                await _send(send, Reply(413, problems.for_path(path, _too_large())))
+                return
+            receive = _replay(body, receive)
+
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = {name.lower() for name, _ in message["headers"]}
+                more = [pair for pair in SECURITY_HEADERS if pair[0] not in given]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        await super().__call__(scope, receive, send_secured)
+
+    def openapi(self) -> dict[str, Any]:
+        """Say in the document also how a key is sent. It is needed only once there are any."""
+        document = super().openapi()
+        document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        document["security"] = [{}, {"bearer": []}, {"header": []}]
+        return document
+
+    def _speaks_for(self, path: str) -> str | None:
+        """Return the use case that a route is about; None if it is about several."""
+        if len(self.use_cases) == 1:
+            return self.use_cases[0]
+        parts = path.removeprefix("/v2/models").split("/", 2)
+        return parts[1] if len(parts) > 1 and parts[1] in self.use_cases else None
 
 
 class HotRoute:
@@ -77,10 +159,11 @@ class HotRoute:
         self.service = service
         self.handler = handler
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """Answer a request; return how many rows it asked for, as far as that came out."""
         body = await _body(receive)
         if body is None:
-            return  # the client went away before it had finished asking
+            return 0  # the client went away before it had finished asking
         headers = scope["headers"]
         try:
             reply = await self.reply(body, headers)
@@ -88,20 +171,25 @@ class HotRoute:
             await _send(send, Reply(500, problems.as_json(_internal_error())))
             raise  # the server's own log gets the traceback; the client does not
         await _send(send, reply)
+        return reply.rows
 
     async def reply(self, body: bytes, headers: Headers) -> Reply:
         if len(body) > LARGEST_BODY:
-            detail = problems.problem(
-                "too_large", f"the body is larger than {LARGEST_BODY:,} bytes", ("body",)
-            )
-            return await self.service.refuse(413, detail, body, headers, self.path)
+            return await self.service.refuse(413, _too_large(), body, headers, self.path)
         return await self.handler(body, headers, self.path)
 
 
-def build_app(services: Sequence[Service], *, lifespan: Lifespan, version: str) -> App:
+def build_app(
+    services: Sequence[Service],
+    *,
+    lifespan: Lifespan,
+    version: str,
+    promote: Promote | None = None,
+) -> App:
     """Build the application: one use case at the root, or several, each under its name.
 
-    With several, the root speaks for all, and root `/predict` is the first one's.
+    With several, the root speaks for all, and root `/predict` is the first one's. `promote` is
+    what `/admin/promote` does; without it there is no such route.
     """
     combined = len(services) > 1
     first = services[0]
@@ -111,12 +199,18 @@ def build_app(services: Sequence[Service], *, lifespan: Lifespan, version: str) 
         + " ".join(service.use_case.description for service in services),
         version=version,
         lifespan=lifespan,
+        responses=GUARD,
     )
+    app.use_cases = tuple(service.use_case.name for service in services)
     for service in services if combined else ():
         _add_routes(app, service, f"/{service.use_case.name}", service.use_case.title)
     _add_routes(
         app, first, "", "all use cases" if combined else first.use_case.title, everyone=services
     )
+    add_inference_protocol(app, services, version)
+    app.access.open |= {"/v2", "/v2/health/live", "/v2/health/ready"}
+    if promote:
+        add_admin(app, promote)
     _add_docs(app)
     _add_error_handlers(app)
     return app
@@ -127,6 +221,7 @@ def _add_routes(
 ) -> None:
     """Add a use case's routes. At the root, health and metrics speak for `everyone`."""
     router = APIRouter(prefix=prefix, tags=[tag])
+    app.access.open |= {prefix + path or "/" for path in OPEN_PATHS}
     speaks_for = tuple(everyone) or (service,)
     use_case = service.use_case
     answers = answer_model(use_case)
@@ -209,7 +304,9 @@ def _add_hot_route(
         def get_route_handler(self) -> Callable[[Request], Any]:
             async def handle(request: Request) -> Response:
                 reply = await hot.reply(await request.body(), request.headers.raw)
-                return Response(reply.body, reply.status, _retry(reply), "application/json")
+                response = Response(reply.body, reply.status)
+                response.raw_headers = _headers(reply)
+                return response
 
             return handle
 
@@ -265,31 +362,38 @@ def _add_docs(app: App) -> None:
     app.mount(ASSETS, StaticFiles(directory=folder, check_dir=False))
 
     async def docs() -> Response:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="openapi.json",
             title=f"{app.title} - try the API",
             swagger_js_url="docs/assets/swagger-ui-bundle.js",
             swagger_css_url="docs/assets/swagger-ui.css",
             swagger_favicon_url="docs/assets/favicon.png",
         )
+        return secured_page(page)
 
     async def redoc() -> Response:
-        return get_redoc_html(
+        page = get_redoc_html(
             openapi_url="openapi.json",
             title=f"{app.title} - API reference",
             redoc_js_url="docs/assets/redoc.standalone.js",
             redoc_favicon_url="docs/assets/favicon.png",
             with_google_fonts=False,
         )
+        return secured_page(page)
 
+    app.access.open |= {"/docs", "/redoc", "/openapi.json"}
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
     app.add_api_route("/redoc", redoc, methods=["GET"], include_in_schema=False)
 
 
 def _add_error_handlers(app: App) -> None:
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         detail = problems.problem(f"http_{error.status_code}", str(error.detail), ("path",))
-        return JSONResponse({"detail": detail}, error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 503:
+            headers["retry-after"] = problems.RETRY_AFTER_SECONDS
+        body = problems.for_path(_path(request), detail)
+        return Response(body, error.status_code, headers, "application/json")
 
     async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
         detail = [{k: item[k] for k in ("type", "loc", "msg")} for item in error.errors()]
@@ -298,8 +402,12 @@ def _add_error_handlers(app: App) -> None:
     async def unavailable(_: Request, error: MlopsError) -> JSONResponse:
         return JSONResponse({"detail": problems.from_error(error)}, error.status)
 
-    async def internal_error(_: Request, __: Exception) -> JSONResponse:
-        return JSONResponse({"detail": _internal_error()}, 500)
+    async def internal_error(request: Request, _: Exception) -> Response:
+        body = problems.for_path(_path(request), _internal_error())
+        return Response(body, 500, media_type="application/json")
+
+    def _path(request: Request) -> str:
+        return str(request.scope["path"].removeprefix(request.scope["root_path"]))
 
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid_request)  # type: ignore[arg-type]
@@ -311,8 +419,51 @@ def _internal_error() -> list[dict[str, Any]]:
     return problems.problem("internal_error", "this request met a defect of the server")
 
 
-def _retry(reply: Reply) -> dict[str, str]:
-    return {"retry-after": problems.RETRY_AFTER_SECONDS} if reply.status == 503 else {}
+def _too_large() -> list[dict[str, Any]]:
+    says = f"the body is larger than {LARGEST_BODY:,} bytes"
+    return problems.problem("too_large", says, ("body",))
+
+
+def _refusal(refused: Refused, path: str) -> Reply:
+    headers: list[tuple[bytes, bytes]] = []
+    if refused.retry_after is not None:
+        headers.append((b"retry-after", str(refused.retry_after).encode()))
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="mlops"'))
+    detail = problems.problem(refused.kind, refused.says, ("header",))
+    body = problems.for_path(path, detail)
+    return Reply(refused.status, body, headers=tuple(headers))
+
+
+def secured_page(page: HTMLResponse) -> HTMLResponse:
+    """Let a page run its own scripts, named by their digests, and nobody else's."""
+    scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    page.headers["content-security-policy"] = PAGE_POLICY.format(scripts=allowed)
+    return page
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body at once, and then what `receive` gives."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay
+
+
+def _headers(reply: Reply) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(reply.body)).encode()),
+        *SECURITY_HEADERS,
+        *reply.headers,
+    ]
+    if reply.status == 503:
+        headers.append((b"retry-after", problems.RETRY_AFTER_SECONDS.encode()))
+    return headers
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -331,11 +482,5 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 async def _send(send: Send, reply: Reply) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(reply.body)).encode()),
-        *((k.encode(), v.encode()) for k, v in _retry(reply).items()),
-    ]
-    start: Message = {"type": "http.response.start", "status": reply.status, "headers": headers}
-    await send(start)
+    await send({"type": "http.response.start", "status": reply.status, "headers": _headers(reply)})
     await send({"type": "http.response.body", "body": reply.body})

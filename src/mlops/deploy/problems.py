@@ -44,6 +44,13 @@ def as_json(detail: list[dict[str, Any]]) -> bytes:
     return orjson.dumps({"detail": detail})
 
 
+def for_path(path: str, detail: list[dict[str, Any]]) -> bytes:
+    """The same in the shape that the route's protocol has for errors."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return orjson.dumps({"error": "; ".join(item["msg"] for item in detail)})
+    return as_json(detail)
+
+
 def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[str, Any]:
     # A name may be as long as the body, and hold anything.
     loc = ["body", *(part if isinstance(part, int) else _shown(part) for part in item["loc"])]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, LiteralString, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from mlops.deploy import problems
+from mlops.deploy.access import API_KEY
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.predictor import Champion, answer, utc_now
 from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
@@ -30,8 +32,12 @@ NO_LOG = "the prediction log cannot be written, and what is not logged is not an
 
 
 class Reply(NamedTuple):
+    """An answer; `rows` is how many it predicted."""
+
     status: int
     body: bytes
+    rows: int = 0
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class PredictionLog(Log, Protocol):
@@ -59,14 +65,19 @@ class Service:
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
         self._fields = use_case.fields
         self._quotes = 2 * len(use_case.features)
+        self._secret = os.urandom(32)
         self._group: GroupCommit | None = None
         self._log: PredictionLog | None = None
 
     # -- life -----------------------------------------------------------------------------------
 
-    def start(self, log: PredictionLog, *, synced: bool) -> None:
-        """Begin to answer. `synced`: each commit waits for the disk."""
+    def start(self, log: PredictionLog, *, synced: bool, secret: bytes | None = None) -> None:
+        """Begin to answer. `synced`: each commit waits for the disk.
+
+        With the same `secret` a client's name has the same digest as in an earlier life.
+        """
         self._log = log
+        self._secret = secret or self._secret
         self._group = GroupCommit(log, synced=synced)
 
     async def stop(self) -> None:
@@ -150,7 +161,7 @@ class Service:
                 status=status,
                 detail=reply.decode(),
                 body=body[:KEPT_BODY_BYTES].decode("utf-8", "replace"),
-                client=_client(headers),
+                client=self._client(headers),
             )
             # The refusal is true without a record of it; `not_ready` tells of the log.
             with contextlib.suppress(LogUnavailableError):
@@ -161,13 +172,13 @@ class Service:
 
     async def _respond(
         self,
-        predict: Callable[[bytes, Headers], Awaitable[bytes]],
+        predict: Callable[[bytes, Headers], Awaitable[Reply]],
         body: bytes,
         headers: Headers,
         path: str,
     ) -> Reply:
         try:
-            return Reply(200, await predict(body, headers))
+            return await predict(body, headers)
         except ValidationError as error:
             detail = problems.invalid(error, self.use_case, body)
             return await self.refuse(422, detail, body, headers, path)
@@ -179,7 +190,7 @@ class Service:
         except MlopsError as error:
             return await self.refuse(error.status, problems.from_error(error), body, headers, path)
 
-    async def _predict_one(self, body: bytes, headers: Headers) -> bytes:
+    async def _predict_one(self, body: bytes, headers: Headers) -> Reply:
         quotes = body.count(b'"')
         if quotes > self._quotes + SPARE_QUOTES:
             raise _refusal(self.request_model, "too_many_names", "has too many names")
@@ -187,9 +198,9 @@ class Service:
         if quotes != self._quotes:
             _refuse_repeated_names(body, self.request_model)
         [prediction] = await self._predict([instance], headers)
-        return orjson.dumps(answer(self.use_case, prediction))
+        return Reply(200, orjson.dumps(answer(self.use_case, prediction)), 1)
 
-    async def _predict_batch(self, body: bytes, headers: Headers) -> bytes:
+    async def _predict_batch(self, body: bytes, headers: Headers) -> Reply:
         quotes = body.count(b'"')
         if quotes > 2 * self._quotes * LARGEST_BATCH + SPARE_QUOTES:
             raise _refusal(self.batch_model, "too_many_names", "has too many names")
@@ -198,7 +209,7 @@ class Service:
             _refuse_repeated_names(body, self.batch_model)
         predictions = await self._predict(instances, headers)
         answers = [answer(self.use_case, prediction) for prediction in predictions]
-        return orjson.dumps({"predictions": answers})
+        return Reply(200, orjson.dumps({"predictions": answers}), len(answers))
 
     async def _predict(self, instances: Sequence[BaseModel], headers: Headers) -> Logged:
         if self._group is None or self._group.champion is None:
@@ -207,7 +218,18 @@ class Service:
         records = [instance.__dict__ for instance in instances]
         rows: list[Sequence[float]] = [[record[name] for name in fields] for record in records]
         inputs = [orjson.dumps(record).decode() for record in records]
-        return await self._group.predict(rows, inputs, _key(headers), _client(headers))
+        return await self._group.predict(rows, inputs, _key(headers), self._client(headers))
+
+    def _client(self, headers: Headers) -> str | None:
+        """Return a keyed digest of the client's name: enough to count clients, not to name them.
+
+        Without the secret nobody can try names until one fits. A client that gives no name goes
+        by that of its API key.
+        """
+        name = _header(headers, b"x-client-id") or _header(headers, API_KEY)
+        if not name:
+            return None
+        return hashlib.blake2b(name.encode(), key=self._secret, digest_size=8).hexdigest()
 
     def _remark(self) -> str:
         return f"; a newer version was refused: {self.trouble}" if self.trouble else ""
@@ -240,14 +262,13 @@ def _refusal(
 
 
 def _key(headers: Headers) -> str | None:
+    """Return the idempotency key, apart for each API key: no client meets another's answers."""
     key = _header(headers, b"idempotency-key")
-    return hashlib.sha256(key.encode()).hexdigest() if key and len(key) > LONGEST_KEY else key
-
-
-def _client(headers: Headers) -> str | None:
-    """Return a digest of the client's name: enough to count clients, not to name them."""
-    name = _header(headers, b"x-client-id")
-    return hashlib.sha256(name.encode()).hexdigest()[:16] if name else None
+    if not key:
+        return None
+    owner = _header(headers, API_KEY)
+    key = f"{owner}/{key}" if owner else key
+    return hashlib.sha256(key.encode()).hexdigest() if len(key) > LONGEST_KEY else key
 
 
 def _header(headers: Headers, wanted: bytes) -> str | None:

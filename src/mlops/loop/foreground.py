@@ -27,6 +27,10 @@ def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
             log_level="info",
             backlog=BACKLOG,
             timeout_graceful_shutdown=SECONDS_TO_DRAIN,
+            server_header=False,
+            # What X-Forwarded-For says is believed of these alone, and else of nobody.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
         )
         # uvicorn drains, then raises again the signal that ended it: this makes of it the exit
         # code of something that went well.

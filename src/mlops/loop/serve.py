@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from fastapi import FastAPI
 
 import mlops
+from mlops.deploy.access import Access, parse_rate
 from mlops.deploy.app import App, build_app
+from mlops.deploy.keys import KeyStore
 from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
-from mlops.errors import BundleError, MlopsError
+from mlops.errors import BundleError, GateError, MlopsError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import open_bundle
@@ -39,24 +45,38 @@ def serve(*names: str, settings: Settings | None = None) -> App:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with _running(services, settings or read_settings()):
+        async with _running(services, app.access, settings or read_settings()):
             yield
 
-    return build_app(services, lifespan=lifespan, version=mlops.__version__)
+    async def promote(use_case: str, version: int, reason: str) -> dict[str, Any]:
+        if use_case not in names:
+            raise UsageError(f"no use case {use_case} is served here", f"one of {', '.join(names)}")
+        return await _promote(use_case, version, reason, settings or read_settings())
+
+    app = build_app(services, lifespan=lifespan, version=mlops.__version__, promote=promote)
+    return app
 
 
 @contextlib.asynccontextmanager
-async def _running(services: Sequence[Service], settings: Settings) -> AsyncIterator[None]:
+async def _running(
+    services: Sequence[Service], access: Access, settings: Settings
+) -> AsyncIterator[None]:
     followers = []
-    with Ledger(settings.state_database) as ledger:
+    with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
+        access.limit(parse_rate(settings.rate_limit))
+        access.take(keys.known())
         try:
             for service in services:
                 prediction_log = open_log(service.use_case, settings)
-                service.start(prediction_log, synced=settings.durability == "power")
+                service.start(
+                    prediction_log,
+                    synced=settings.durability == "power",
+                    secret=keys.secret(),
+                )
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
-            watching = asyncio.create_task(_keep_looking(services, followers))
+            watching = asyncio.create_task(_keep_looking(services, followers, access, keys))
             try:
                 yield
             finally:
@@ -65,6 +85,44 @@ async def _running(services: Sequence[Service], settings: Settings) -> AsyncIter
         finally:
             for service in services:
                 await service.stop()
+
+
+async def _promote(use_case: str, version: int, reason: str, settings: Settings) -> dict[str, Any]:
+    """Let `mlops promote` do it, in a process of its own: the server stays without its libraries.
+
+    Raises `GateError` with what the command complained of.
+    """
+    words = ("-m", "mlops.cli", "promote", use_case, str(version), "--json", f"--reason={reason}")
+    environment = {
+        **os.environ,
+        "MLOPS_HOME": str(settings.home.resolve()),
+        "MLOPS_MODELS": str(settings.models.resolve()),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *words,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        printed, complained = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        log.error("promotion of %s %s: %s", use_case, version, complained.decode().strip())
+        # The last line is made for people; paths in it are not for those who ask over HTTP.
+        says = complained.decode().strip().rpartition("\n")[2].partition(" — ")[0]
+        raise GateError(says.removeprefix("mlops: ").replace(str(settings.home.resolve()), "…"))
+    result = json.loads(printed)
+    return {
+        "use_case": use_case,
+        "version": result["version"]["version"],
+        "previous": result["previous"],
+        "changed": result["changed"],
+    }
 
 
 def open_log(use_case: UseCase, settings: Settings) -> PredictionLog:
@@ -145,11 +203,17 @@ class _Follower:
         )
 
 
-async def _keep_looking(services: Sequence[Service], followers: Sequence[_Follower]) -> None:
+async def _keep_looking(
+    services: Sequence[Service], followers: Sequence[_Follower], access: Access, keys: KeyStore
+) -> None:
     while True:
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         for service in services:
             await service.mend()
+        try:
+            access.take(keys.known())
+        except Exception:
+            log.exception("could not look for new API keys; those known so far hold")
         for follower in followers:
             try:
                 await follower.look_aside()

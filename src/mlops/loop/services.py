@@ -89,6 +89,8 @@ def specs(settings: Settings) -> list[Spec]:
                 "MLOPS_HOST": settings.host,
                 "PORT": str(settings.port),
                 "PREDICTIONS_DURABILITY": settings.durability,
+                "RATE_LIMIT": settings.rate_limit,
+                "TRUSTED_PROXIES": settings.trusted_proxies,
             },
             Path(__file__).parents[1],
         )

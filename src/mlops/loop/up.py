@@ -14,6 +14,8 @@ from mlops.build.data import prepare
 from mlops.errors import GateError, MlopsError, ServiceError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop import services
+from mlops.loop.keys import list_keys
+from mlops.loop.predict import predict
 from mlops.loop.promote import promote
 from mlops.loop.report import Report, Silent
 from mlops.loop.train import still_valid, train
@@ -92,7 +94,7 @@ def up(
                 metrics["scores"][use_case.metric],
                 metrics["baseline"][use_case.metric],
                 reused,
-                _ask(server.address, use_case, champion),
+                _ask(server.address, use_case, champion, settings),
             )
         )
     return Up(
@@ -135,9 +137,14 @@ def _make(use_case: UseCase, settings: Settings, report: Report) -> Version:
     return best
 
 
-def _ask(server: str, use_case: UseCase, champion: Version) -> dict[str, Any]:
-    """Predict the first example over HTTP, once the server has taken the champion up."""
+def _ask(server: str, use_case: UseCase, champion: Version, settings: Settings) -> dict[str, Any]:
+    """Predict the first example over HTTP, once the server has taken the champion up.
+
+    Once there are API keys, nobody has one at hand here: then on the same path without HTTP.
+    """
     example = next(iter(use_case.examples.values()))
+    if list_keys(settings=settings):
+        return predict(use_case.name, [example], settings=settings)[0]
     deadline = time.monotonic() + services.SECONDS_TO_START
     while True:
         request = urllib.request.Request(  # noqa: S310  # our own server
