@@ -222,6 +222,28 @@ def train(
 
 
 @app.command()
+def track(
+    late: Annotated[
+        bool, typer.Option("--pending", help="Track what waits; without it, only list that")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Track what a training had to keep because the tracking server was away.
+
+    Can be repeated and interrupted: nothing is tracked twice.
+
+    Examples: `mlops track` · `mlops track --pending`
+    """
+    from mlops.loop.track import pending
+    from mlops.loop.track import track as run
+
+    waiting = pending()
+    versions = run(report=_report()) if late else []
+    result = {"pending": pending() if late else waiting, "tracked": versions}
+    _print(result, as_json, lambda: tables.tracked(waiting, versions, _out, late=late))
+
+
+@app.command()
 def runs(use_case: UseCaseName, as_json: AsJson = False) -> None:
     """List the tracked runs of a use case, newest first.
 

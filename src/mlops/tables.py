@@ -136,6 +136,27 @@ def promotion(result: Any, console: Console) -> None:
     _line(console, f"{version.use_case}: version {version.version} is champion ({before})")
 
 
+def tracked(
+    waiting: Sequence[Any], versions: Sequence[Any], console: Console, *, late: bool
+) -> None:
+    if not waiting:
+        _line(console, "nothing waits to be tracked")
+        return
+    table = _table("use case", "candidate", "since (UTC)", "version", "bundle")
+    for one in waiting:
+        version = str(one.version) if one.version else ""
+        row = one.use_case, one.candidate, one.since_utc[:19], version, one.bundle[:SHORT_HASH]
+        table.add_row(*row)
+    console.print(table)
+    runs = f"{len(waiting)} run{'s' * (len(waiting) != 1)}"
+    if late:
+        known = ", ".join(f"{v.use_case} version {v.version}" for v in versions) or "none"
+        _line(console, f"{runs} tracked; registered: {known}")
+    else:
+        plural = "" if len(waiting) != 1 else "s"
+        _line(console, f"{runs} wait{plural} to be tracked: mlops track --pending")
+
+
 def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not result:
         _line(console, f"{use_case} has no runs yet: train it with: mlops train {use_case}")

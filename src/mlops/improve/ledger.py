@@ -133,6 +133,14 @@ class Ledger:
                 dataclasses.astuple(version),
             )
 
+    def name_run(self, version: Version, run_id: str) -> None:
+        """Record the run of a version that was registered before its run could be tracked."""
+        with transaction(self._database):
+            self._database.execute(
+                "UPDATE versions SET run_id = ? WHERE use_case = ? AND version = ? AND run_id = ?",
+                (run_id, version.use_case, version.version, version.run_id),
+            )
+
     def champion(self, use_case: str) -> Version | None:
         """Return the version that answers, or None before the first promotion."""
         for row in self._database.execute(

@@ -12,6 +12,7 @@ from mlops.errors import BundleError, GateError, TrackingError, UsageError
 from mlops.improve.gates import Evidence, Verdict, check_all
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.report import Report, Silent
+from mlops.loop.track import pending
 from mlops.package.bundle import Bundle, golden_difference, open_bundle
 from mlops.settings import Settings, read_settings
 from mlops.track.registry import mirror_champion
@@ -129,7 +130,13 @@ def _losses(use_case: UseCase, bundle: Bundle, rows: np.ndarray, actual: np.ndar
 
 
 def _mirror(use_case: UseCase, version: Version, settings: Settings, report: Report) -> None:
-    """Show the decision in the registry. The decision stands if the registry cannot be reached."""
+    """Show the decision in the registry. The decision stands if the registry cannot be reached.
+
+    A version that the registry has not heard of yet is shown when it is tracked.
+    """
+    waiting = {(note.use_case, note.version) for note in pending(settings)}
+    if (use_case.name, version.version) in waiting:
+        return
     tracking = Tracking(settings.home, settings.tracking_uri, settings.registry_uri)
     try:
         mirror_champion(tracking, use_case.model_name, version.version)

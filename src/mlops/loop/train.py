@@ -20,13 +20,13 @@ from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
 from mlops.improve.ledger import Ledger, Version, utc_now
 from mlops.loop.report import Report, Silent
+from mlops.loop.track import Recorder
 from mlops.package.bundle import golden_answers, open_bundle, seal
 from mlops.package.export import to_onnx
 from mlops.package.model import OnnxModel
 from mlops.package.parity import Parity, check_parity
 from mlops.settings import Settings, read_settings
-from mlops.track.registry import holds, register
-from mlops.track.runs import Run, Tracking, commit, user
+from mlops.track.runs import Run, commit, user
 from mlops.usecase import FOLDS, SEED, TEST_SHARE, Candidate, UseCase
 from mlops.usecases import find
 
@@ -70,7 +70,8 @@ def train(
     """Train the candidates of a use case (or `only` some), track each, seal and register winners.
 
     Writes `models/<Model>.pkl` for each candidate and a bundle for the winner and for those that
-    are always registered. Promotes nothing.
+    are always registered. Promotes nothing. Without a tracking store it says so and goes on: its
+    runs are kept, for `mlops track --pending`.
     """
     settings = settings or read_settings()
     report = report or Silent()
@@ -78,8 +79,8 @@ def train(
     candidates = _chosen(use_case, only)
     table = prepare(use_case, settings.data)
     parts = split(use_case, table.frame)
-    tracking = Tracking(settings.home, settings.tracking_uri, settings.registry_uri)
     settings.models.mkdir(parents=True, exist_ok=True)
+    recorder = Recorder(settings, report)
 
     trained: list[Trained] = []
     runs: dict[str, Run] = {}
@@ -88,7 +89,7 @@ def train(
             advance(candidate.name)
             one = train_candidate(use_case, candidate, parts)
             _write_pickle(one, settings.models)
-            runs[candidate.name] = _track(tracking, use_case, table, parts, one)
+            runs[candidate.name] = _track(recorder, use_case, table, parts, one)
             trained.append(one)
     best = winner(use_case, trained)
     scores_to_beat = baseline(use_case, parts)
@@ -103,7 +104,7 @@ def train(
             advance(one.candidate.name)
             bundle = _seal(use_case, table, parts, one, scores_to_beat, settings)
             run = runs[one.candidate.name]
-            registered.append(_register(tracking, ledger, use_case, one, run, bundle, settings))
+            registered.append(recorder.register(ledger, use_case, one.candidate.name, run, bundle))
     return Training(
         use_case=name,
         metric=use_case.metric,
@@ -181,8 +182,8 @@ def _write_pickle(one: Trained, folder: Path) -> None:
     write_whole(path, lambda file: joblib.dump(one.pipeline, file))
 
 
-def _track(tracking: Tracking, use_case: UseCase, table: Table, parts: Split, one: Trained) -> Run:
-    return tracking.log_run(
+def _track(recorder: Recorder, use_case: UseCase, table: Table, parts: Split, one: Trained) -> Run:
+    return recorder.log_run(
         experiment=use_case.name,
         candidate=one.candidate.name,
         pipeline=one.pipeline,
@@ -254,33 +255,6 @@ def _seal(
             "data_origin": table.origin,
         },
     )
-
-
-def _register(
-    tracking: Tracking,
-    ledger: Ledger,
-    use_case: UseCase,
-    one: Trained,
-    run: Run,
-    bundle: str,
-    settings: Settings,
-) -> Version:
-    """Register a bundle once; training that repeats it gives the version it has.
-
-    In a registry that has lost it, or another one, it is registered anew under a new number.
-    """
-    tracking.attach(run.run_id, settings.bundles / bundle, {"bundle": bundle})
-    versions = ledger.versions(use_case.name)
-    for version in reversed(versions):
-        if version.bundle == bundle and holds(
-            tracking, use_case.model_name, version.version, bundle
-        ):
-            return version
-    highest = max((version.version for version in versions), default=0)
-    number = register(tracking, use_case.model_name, run, bundle, above=highest)
-    version = Version(use_case.name, number, bundle, one.candidate.name, run.run_id, utc_now())
-    ledger.register(version)
-    return version
 
 
 def _signature(use_case: UseCase, ranges: dict[str, list[float]]) -> dict[str, Any]:

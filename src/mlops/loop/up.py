@@ -11,13 +11,14 @@ import urllib.request
 from typing import Any
 
 from mlops.build.data import prepare
-from mlops.errors import GateError, MlopsError, ServiceError
+from mlops.errors import GateError, MlopsError, ServiceError, TrackingError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop import services
 from mlops.loop.keys import list_keys
 from mlops.loop.predict import predict
 from mlops.loop.promote import promote
 from mlops.loop.report import Report, Silent
+from mlops.loop.track import pending, track
 from mlops.loop.train import still_valid, train
 from mlops.package.bundle import open_bundle
 from mlops.settings import Settings, read_settings
@@ -81,6 +82,7 @@ def up(
     _start(server, settings, report)
     for spec in (server, *others):
         services.wait_healthy(settings, spec)
+    _track_pending(settings, report)
     served = []
     for use_case, (champion, reused) in zip(chosen, made, strict=True):
         metrics = open_bundle(settings.bundles / champion.bundle).metrics
@@ -135,6 +137,19 @@ def _make(use_case: UseCase, settings: Settings, report: Report) -> Version:
     if promotion.changed:
         report.say(f"{use_case.name}: version {best.version} passed the gates and is champion")
     return best
+
+
+def _track_pending(settings: Settings, report: Report) -> None:
+    """Track what an earlier training could not, now that MLflow is up. Serving does not need it."""
+    waiting = len(pending(settings))
+    if not waiting:
+        return
+    try:
+        versions = track(settings=settings, report=report)
+    except TrackingError as error:
+        report.say(f"{waiting} runs still wait to be tracked: {error}")
+        return
+    report.say(f"{waiting} runs that waited are tracked, {len(versions)} of them as versions")
 
 
 def _ask(server: str, use_case: UseCase, champion: Version, settings: Settings) -> dict[str, Any]:

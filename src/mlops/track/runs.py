@@ -15,10 +15,15 @@ import functools
 import getpass
 import importlib.metadata
 import logging
+import math
 import os
+import queue
+import re
 import subprocess
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +38,17 @@ EXAMPLE_ROWS = 2
 PARAMETER_LENGTH = 500
 MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # A tracking server that refuses or hangs should cost seconds, not the ten minutes of default.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
+    # A tracking server that refuses or hangs should cost seconds, not the ten minutes of default:
+    # one request and its repetition less than ten.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
+SECONDS_TO_ANSWER = 4.0
+"""What a server may take, in all, to show that it can be worked with."""
+SLOW_SECONDS = 1.0
+"""A run is a dozen requests: with a server that takes longer for one, training would crawl."""
+CAUSE = re.compile(r"\(Caused by \w+\([\"'](?:HTTPS?Connection\w*\([^)]*\): )?(.+?)[\"']\)\)$")
+"""What was the matter, inside what urllib3 tells of whom it asked for what."""
 MLFLOW_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
@@ -61,14 +73,24 @@ class Tracking:
 
     @functools.cached_property
     def client(self) -> MlflowClient:
-        """The client; the first use of a new local store creates its tables (about 2 s)."""
+        """The client; the first use of a new local store creates its tables (about 2 s).
+
+        A server that refuses, errs, hangs or is slow raises within seconds.
+        """
         import mlflow
 
         _quiet()
         self._aim()
         with _first_alone(self.home) if self.local else contextlib.nullcontext():
             client = mlflow.MlflowClient()
-            client.search_experiments(max_results=1)
+            for uri, ask in (
+                (self.uri, client.search_experiments),
+                (self.registry_uri, client.search_registered_models),
+            ):
+                if uri.startswith("http"):
+                    _answers_in_time(functools.partial(ask, max_results=1))
+                elif ask == client.search_experiments:
+                    ask(max_results=1)
         return client
 
     def connect(self) -> None:
@@ -90,8 +112,13 @@ class Tracking:
         origin: str,
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
+        started_ms: int | None = None,
     ) -> Run:
-        """Log one candidate as a run of `experiment`. Raises `TrackingError`."""
+        """Log one candidate as a run of `experiment`, begun now unless told.
+
+        `tags` win over what would be said of this process, its user and the commit. Raises
+        `TrackingError`.
+        """
         with self.errors():
             import mlflow
             from mlflow.entities import Metric, Param, RunTag
@@ -102,6 +129,7 @@ class Tracking:
             self._aim()
             run = client.create_run(
                 self._experiment_id(experiment),
+                start_time=started_ms,
                 run_name=candidate,
                 tags={
                     "mlflow.user": user(),
@@ -144,6 +172,23 @@ class Tracking:
                 )
             return Run(run_id, model.model_uri)
 
+    def finished(self, experiment: str, attempt: str) -> Run | None:
+        """Return the run tagged with that `attempt` if it is whole; remove what is not."""
+        with self.errors():
+            found = self.client.get_experiment_by_name(experiment)
+            if found is None:
+                return None
+            whole = None
+            for run in self.client.search_runs(
+                [found.experiment_id], filter_string=f"tags.attempt = '{attempt}'"
+            ):
+                models = run.outputs.model_outputs if run.outputs else []
+                if whole is None and run.info.status == "FINISHED" and models:
+                    whole = Run(run.info.run_id, f"models:/{models[0].model_id}")
+                else:
+                    self.client.delete_run(run.info.run_id)
+            return whole
+
     def attach(self, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
         """Put a folder's files into a run's artifacts, under `bundle/`, and tag the run."""
         with self.errors():
@@ -183,6 +228,8 @@ class Tracking:
         except (MlflowException, SQLAlchemyError, OSError) as error:
             said = [line.strip() for line in str(error).splitlines()]
             reason = next(filter(None, said), type(error).__name__)
+            if cause := CAUSE.search(reason):
+                reason = cause[1]
             raise TrackingError(
                 f"tracking at {self.uri} failed: {reason}",
                 "look at MLFLOW_TRACKING_URI, or unset it to track in this folder",
@@ -261,6 +308,41 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return str(os.getuid())
+
+
+def _answers_in_time(ask: Callable[[], object]) -> None:
+    """Ask a server. Raises `TimeoutError` if it hangs or is slow, `OSError` for what is no MLflow.
+
+    In a thread, because a server that sends a byte now and then never meets a time limit of
+    the network's; the thread of one that hangs is left behind.
+    """
+    from mlflow.exceptions import MlflowException
+
+    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        fastest = math.inf
+        try:
+            for _ in range(3):  # the machine may have been busy for a moment
+                started = time.monotonic()
+                ask()
+                fastest = min(fastest, time.monotonic() - started)
+                if fastest <= SLOW_SECONDS:
+                    outcome.put(None)
+                    return
+            outcome.put(TimeoutError(f"it is slow: {fastest:.1f} s for one answer"))
+        except (MlflowException, OSError) as error:
+            outcome.put(error)
+        except Exception as error:  # noqa: BLE001  whatever its answer does to the parser
+            outcome.put(OSError(f"no answer of MLflow: {type(error).__name__}: {error}"))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        error = outcome.get(timeout=SECONDS_TO_ANSWER)
+    except queue.Empty:
+        error = TimeoutError(f"it hangs or is slow: no answer within {SECONDS_TO_ANSWER:g} s")
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager
