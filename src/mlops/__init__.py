@@ -5,7 +5,6 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     prepare("housing")     write data/housing.csv from its source, cleaned and checked
     check("housing", path)   hold any table against the use case
     train("housing")       fit, compare, track every candidate; seal and register the winner
-    track()                tell the tracking store what it has missed
     promote("housing")     ask the gates, then make the newest version champion
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
@@ -26,7 +25,6 @@ _VERBS = {
     "prepare": "mlops.loop.prepare",
     "check": "mlops.loop.check",
     "train": "mlops.loop.train",
-    "track": "mlops.loop.track",
     "promote": "mlops.loop.promote",
     "predict": "mlops.loop.predict",
     "logs": "mlops.loop.logs",

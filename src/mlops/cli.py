@@ -28,6 +28,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
+data_app = typer.Typer(help="Look at the data that models learnt from.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel="Commands")
+
 SURPLUS = "more cells than columns"
 
 UseCaseName = Annotated[str, typer.Argument(metavar="USE_CASE", help="housing or iris")]
@@ -181,6 +184,34 @@ def check(
     _print(found, as_json, lambda: tables.checked(result, _out))
     if not result.fits:
         raise typer.Exit(1)
+
+
+@data_app.command("diff")
+def data_diff(
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="Fingerprint, version, bundle or file")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="What to compare it with")],
+    use_case: Annotated[
+        str | None, typer.Argument(metavar="USE_CASE", help="Where A and B alone are ambiguous")
+    ] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Column that tells rows apart (may be repeated)")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what changed between the data of two trainings, or any two tables.
+
+    Rows new, gone and changed, and columns that shifted. Beginnings of names are enough.
+
+    Examples: `mlops data diff 1 2 housing` · `mlops data diff 8f31c0 data/housing.csv` ·
+    `mlops data diff old.csv new.csv --key id --json`
+    """
+    from mlops.loop.differ import diff
+
+    result = diff(before, after, use_case, key=tuple(key or ()))
+    found = {**tables.plain(result), "summary": result.summary}
+    _print(found, as_json, lambda: tables.compared(result, _out))
 
 
 @app.command()

@@ -96,6 +96,28 @@ def checked(result: Any, console: Console) -> None:
     )
 
 
+def compared(result: Any, console: Console) -> None:
+    _line(console, f"{result.before} → {result.after}: {result.summary}")
+    found = result.difference
+    if found is None:
+        return
+    rows = f"{found.rows_before:,} rows before, {found.rows_after:,} after, {found.same:,} the same"
+    _line(console, f"{rows}; a changed row is known by {found.matched_by}")
+    table = _table("column", "", "changed cells", "mean before", "after", "effect", "p (adjusted)")
+    for one in found.columns:
+        means = ("" if mean is None else f"{mean:.6g}" for mean in (one.before, one.after))
+        verdict = "shifted" if one.shifted else ""
+        table.add_row(
+            one.column,
+            verdict,
+            f"{one.changed_cells:,}",
+            *means,
+            f"{one.effect:.3f}",
+            f"{one.p:.2g}",
+        )
+    console.print(table)
+
+
 def training(result: Any, console: Console) -> None:
     metric = result.metric
     names = [name for name in result.candidates[0].metrics if not name.startswith("cv_")]

@@ -136,6 +136,21 @@ def clean(use_case: UseCase, table: pd.DataFrame, *, name: str) -> tuple[pd.Data
     return complete.reset_index(drop=True), len(table) - len(complete)
 
 
+def keep(table: Table, folder: Path) -> None:
+    """Keep a table that was learnt from, once per fingerprint, so that later ones can be compared.
+
+    As `<folder>/tables/<fingerprint>.parquet`, some 40 bytes a row; it can be removed at any time.
+    """
+    path = kept_file(table.fingerprint, folder)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: table.frame.to_parquet(file, compression="zstd"))
+
+
+def kept_file(fingerprint: str, folder: Path) -> Path:
+    return folder / "tables" / f"{fingerprint}.parquet"
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make the file under another name, and rename it only when that is done."""
     unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")

@@ -8,6 +8,11 @@ from mlops.usecases import find
 
 
 def prepare(name: str, *, force: bool = False, settings: Settings | None = None) -> data.Table:
-    """Write `data/<use case>.csv`, cleaned and checked; check it if it is there already."""
+    """Write `data/<use case>.csv`, cleaned and checked; check it if it is there already.
+
+    The table is kept under its fingerprint too, for `mlops data diff`.
+    """
     settings = settings or read_settings()
-    return data.prepare(find(name), settings.data, force=force)
+    table = data.prepare(find(name), settings.data, force=force)
+    data.keep(table, settings.data)
+    return table

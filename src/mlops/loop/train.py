@@ -14,7 +14,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from mlops.build.data import Split, Table, prepare, split, write_whole
+from mlops.build.data import Split, Table, keep, prepare, split, write_whole
 from mlops.build.profile import golden_rows, reference_profile, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
@@ -79,6 +79,7 @@ def train(
     candidates = _chosen(use_case, only)
     table = prepare(use_case, settings.data)
     parts = split(use_case, table.frame)
+    keep(table, settings.data)
     settings.models.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(settings, report)
 
