@@ -162,6 +162,11 @@ def test_without_a_champion_the_command_that_makes_one_is_named(empty):
     done = empty("predict", "housing", "latitude=37")
     assert (done.code, done.out) == (1, "")
     assert done.err == "mlops: housing has no champion — make one with: mlops up housing\n"
+    for line in (["metrics", "housing"], ["metrics"]):
+        done = empty(*line)
+        assert (done.code, done.out) == (1, "")
+        assert "answered" in done.err
+        assert "start it with: mlops up" in done.err
     done = empty("promote", "housing")
     assert done.code == 2
     assert done.err.endswith("train one with: mlops train housing\n")
@@ -261,6 +266,9 @@ def test_every_verb_that_prints_json_prints_nothing_else_on_stdout(command, home
     promoted = command("promote", "iris", "2", "--json").json
     assert (promoted["version"]["version"], promoted["previous"]) == (2, 3)
     assert command("predict", "iris", *SETOSA, "--json").json["predicted_label"] == "setosa"
+    counted = command("metrics", "iris", "--json").json
+    assert counted["total_predictions"] == counted["windows"]["minute"]["predictions"] == 1
+    assert set(command("metrics", "--json").json["use_cases"]) == {"iris"}
     (logged,) = command("logs", "iris", "--json").json
     assert (logged["prediction"], logged["model_version"]) == ("setosa", 2)
     assert command("predict", "iris", "petal_width=1", "--json").code == 2
@@ -292,6 +300,9 @@ def test_tables_for_people_hold_the_same_and_progress_is_on_stderr(command):
     assert "petal_width=0.2" in command("logs", "iris").out
     command("predict", "iris", "petal_width=1")
     assert "sepal_length is missing" in command("logs", "iris", "--failures").out
+    metrics = command("metrics", "iris").out
+    assert "iris: 1 predictions, 1 failed requests ever; version 3 answers" in metrics
+    assert re.search(r"last minute +all +2 +0.0333 +1 +50.00% +0 ", metrics)
     prepared = command("prepare", "iris").out
     assert prepared.startswith("data/iris.csv checked: 150 rows, 5 columns, 0 dropped")
     assert "source       scikit-learn's copy of Fisher 1936" in prepared

@@ -381,12 +381,32 @@ def test_health_never_waits_for_the_disk() -> None:
     running(test)
 
 
+def test_who_asks_for_metrics_waits_for_response_times_that_are_just_being_logged() -> None:
+    async def test(world: World) -> None:
+        group = world.service._group
+        group.observe((1, 200, 0.1, True))
+        world.log.gate.clear()
+        first = group.flush()
+        await turns()
+        second = group.flush()  # nothing is left to be taken, but it is not logged yet
+        group.observe((1, 200, 0.2, True))
+        third = group.flush()
+        await turns()
+        assert [one.done() for one in (first, second, third)] == [False] * 3
+        world.log.gate.set()
+        await asyncio.wait_for(asyncio.gather(first, second), 5)
+        await asyncio.wait_for(third, 5)
+        assert [seconds for _, _, seconds, _ in world.log.timings] == [0.1, 0.2]
+
+    running(test)
+
+
 def test_metrics_that_cannot_be_read_are_a_503_that_names_the_log() -> None:
     async def test(world: World) -> None:
         def unreadable() -> None:
             raise LogUnavailableError("the prediction log x cannot be used", "restore it")
 
-        world.log.totals = unreadable  # type: ignore[method-assign,assignment]
+        world.log.metrics = unreadable  # type: ignore[method-assign,assignment]
         answer = await tiny.ask(tiny.app_over(world.service), "GET", "/metrics")
         assert answer.status == 503
         assert "prediction log" in answer.json["detail"][0]["msg"]

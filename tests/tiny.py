@@ -17,7 +17,7 @@ from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
 from mlops.errors import LogUnavailableError
 from mlops.package.model import Output
-from mlops.records import Failure, Prediction, Submission, Totals
+from mlops.records import Failure, Metrics, Prediction, Submission, Timing, Totals
 from mlops.usecase import UseCase
 
 
@@ -64,6 +64,7 @@ class ListLog:
         self.calls: list[tuple[int, int]] = []
         self.rows: list[Prediction] = []
         self.refused: list[Failure] = []
+        self.timings: list[Timing] = []
         self.failed: str | None = None
         self.broken = False
         self.probes = 0
@@ -72,10 +73,16 @@ class ListLog:
         self.closed = False
 
     def append(
-        self, submissions: Sequence[Submission], failures: Sequence[Failure] = ()
+        self,
+        submissions: Sequence[Submission],
+        failures: Sequence[Failure] = (),
+        timings: Sequence[Timing] = (),
     ) -> list[tuple[Prediction, ...]]:
         assert self.gate.wait(10)
         self._write()
+        self.timings.extend(timings)
+        if not submissions and not failures:
+            return []
         self.calls.append((len(submissions), len(failures)))
         self.refused.extend(failures)
         answers = []
@@ -91,8 +98,8 @@ class ListLog:
         self.probes += 1
         self._write()
 
-    def totals(self) -> Totals:
-        return Totals(len(self.rows), {}, 0, {}, None)
+    def metrics(self) -> Metrics:
+        return Metrics(Totals(len(self.rows), {}, 0, {}, None), {}, ())
 
     def close(self) -> None:
         self.closed = True

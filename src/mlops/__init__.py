@@ -8,6 +8,7 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     promote("housing")     ask the gates, then make the newest version champion
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
+    metrics("housing")     how many, how fast, how well; the last minute, hour, day, and ever
     serve("housing")       the web application (ASGI)
     up()                   all of it, in the background
 
@@ -28,6 +29,7 @@ _VERBS = {
     "promote": "mlops.loop.promote",
     "predict": "mlops.loop.predict",
     "logs": "mlops.loop.logs",
+    "metrics": "mlops.loop.metrics",
     "show": "mlops.loop.show",
     "runs": "mlops.loop.show",
     "serve": "mlops.loop.serve",

@@ -347,6 +347,25 @@ def predict(
 
 
 @app.command()
+def metrics(
+    use_case: Annotated[
+        str | None, typer.Argument(metavar="USE_CASE", help="All, unless named")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show traffic, errors, response times and users of the last minute, hour, day, and of all.
+
+    The numbers are those of the server's `/metrics`, read from the log: it need not run.
+
+    Examples: `mlops metrics` · `mlops metrics housing --json`
+    """
+    from mlops.loop.metrics import metrics as run
+
+    result = run(use_case)
+    _print(result, as_json, lambda: tables.metrics(result, _out))
+
+
+@app.command()
 def logs(
     use_case: Annotated[
         str | None, typer.Argument(metavar="USE_CASE", help="Output of the services, unless told")

@@ -7,7 +7,8 @@ second, and each is bound to a statement as it is.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Prediction(NamedTuple):
@@ -41,7 +42,10 @@ class Submission(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One request that got no prediction. `body` is its first bytes, `detail` the JSON answer."""
+    """One request that got no prediction. `body` is its first bytes, `detail` the JSON answer.
+
+    `model_version` is the one that answered at the time, 0 if none did.
+    """
 
     timestamp: str
     path: str
@@ -49,6 +53,13 @@ class Failure(NamedTuple):
     detail: str
     body: str
     client: str | None = None
+    model_version: int = 0
+
+
+Timing = tuple[int, int, float, bool]
+"""One answer: model version (0 if none), HTTP status, response time in seconds, in the log or not.
+
+A plain tuple: one is made for each request, when its answer goes out."""
 
 
 class Totals(NamedTuple):
@@ -62,3 +73,28 @@ class Totals(NamedTuple):
     failed_requests: dict[int, int]
     """Number of failed requests by HTTP status."""
     last_updated: str | None
+
+
+class Series(NamedTuple):
+    """All that was ever counted for one model version and one HTTP status."""
+
+    model_version: int
+    status: int
+    requests: int
+    predictions: int
+    warned: int
+    last_timestamp: str
+    response_seconds: float
+    """Sum of the response times that were measured."""
+    responses: tuple[tuple[float, int], ...]
+    """(upper bound in seconds, number of answers that took no longer), rising; the last is
+    infinity."""
+
+
+class Metrics(NamedTuple):
+    """The traffic of one use case, all of it read from one state of its log."""
+
+    totals: Totals
+    windows: Mapping[str, Any]
+    """By window ("minute", "hour", "day", "all") what `docs/metrics.md` lists, as JSON has it."""
+    series: tuple[Series, ...]

@@ -235,6 +235,45 @@ def answers(result: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+WINDOWS = {"minute": "last minute", "hour": "last hour", "day": "last day", "all": "ever"}
+
+
+def metrics(result: Mapping[str, Any], console: Console) -> None:
+    for one in result.get("use_cases", {"": result}).values():
+        version = f"version {one['model_version']}" if one["model_version"] else "no champion"
+        _line(
+            console,
+            f"{one['use_case']}: {one['total_predictions']:,} predictions, "
+            f"{one['failed_requests']:,} failed requests ever; {version} answers",
+        )
+        table = _table(
+            "window", "version", "requests", "a second", "predictions", "errors", "warned",
+            "p50 ms", "p95 ms", "p99 ms", "users", "peak hour (UTC)",
+        )  # fmt: skip
+        for name, title in WINDOWS.items():
+            window = one["windows"][name]
+            table.add_row(title, "all", *_traffic(window))
+            for number, numbers in window["by_version"].items():
+                if len(window["by_version"]) > 1:
+                    table.add_row("", number, *_traffic(numbers))
+        console.print(table)
+
+
+def _traffic(numbers: Mapping[str, Any]) -> list[str]:
+    times, peak = numbers["response_time_ms"], numbers["peak_hour"]
+    rate = numbers["error_rate"]
+    return [
+        f"{numbers['requests']:,}",
+        f"{numbers['requests_per_second']:.3g}",
+        f"{numbers['predictions']:,}",
+        "" if rate is None else f"{rate:.2%}",
+        f"{numbers['predictions_with_warnings']:,}",
+        *("" if times[name] is None else f"{times[name]:.3g}" for name in ("p50", "p95", "p99")),
+        f"{numbers['unique_users']:,}",
+        f"{peak['start'][:13]}h: {peak['requests']:,}" if peak else "",
+    ]
+
+
 def predictions(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not result:
         _line(console, f"{use_case} has answered nothing yet")

@@ -9,10 +9,12 @@ call: it only saves the way there, which is most of the cost of a small predicti
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import hashlib
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -28,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
-from mlops.deploy import problems
+from mlops.deploy import exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
 from mlops.deploy.inference_protocol import CHARGE, add_inference_protocol
@@ -62,6 +64,7 @@ HEADERS = [
     },
 ]
 ASSETS = "/docs/assets"
+VARY = {"vary": "accept"}
 OPEN_PATHS = ("", "/health/live", "/health/ready")
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `mlops keys add`"},
@@ -164,14 +167,22 @@ class HotRoute:
         body = await _body(receive)
         if body is None:
             return 0  # the client went away before it had finished asking
+        arrived = time.perf_counter()
         headers = scope["headers"]
         try:
             reply = await self.reply(body, headers)
         except Exception:
-            await _send(send, Reply(500, problems.as_json(_internal_error())))
+            reply = Reply(500, problems.as_json(_internal_error()), logged=False)
+            await self._answer(send, reply, arrived)
             raise  # the server's own log gets the traceback; the client does not
-        await _send(send, reply)
+        await self._answer(send, reply, arrived)
         return reply.rows
+
+    async def _answer(self, send: Send, reply: Reply, arrived: float) -> None:
+        try:
+            await _send(send, reply)
+        finally:
+            self.service.observe(reply, time.perf_counter() - arrived)
 
     async def reply(self, body: bytes, headers: Headers) -> Reply:
         if len(body) > LARGEST_BODY:
@@ -264,9 +275,18 @@ def _add_routes(
         answer = _health(speaks_for)
         return JSONResponse(answer, 200 if answer["status"] == "healthy" else 503)
 
-    async def metrics() -> dict[str, Any]:
-        """Count what the log holds. The same after a restart."""
-        return _metrics(speaks_for)
+    async def metrics(request: Request) -> Response:
+        """Count requests and predictions, and how long answers took. The same after a restart.
+
+        JSON, or for `Accept: text/plain` or `application/openmetrics-text` what Prometheus reads.
+        """
+        scrapes = await asyncio.gather(*(service.metrics() for service in speaks_for))
+        accepted = request.headers.get("accept", "")
+        if exposition.wants_text(accepted):
+            content, content_type = exposition.as_text(scrapes, accepted, app.version)
+            return Response(content, media_type=content_type, headers=VARY)
+        of_one = exposition.as_json(scrapes[0]) if len(scrapes) == 1 else None
+        return JSONResponse(of_one or exposition.together(scrapes), headers=VARY)
 
     root = prefix or "/"
     router.add_api_route(root if not prefix else "", health, methods=["GET"], summary="Health")
@@ -283,7 +303,17 @@ def _add_routes(
         metrics,
         methods=["GET"],
         summary="Metrics",
-        responses={503: {"model": ErrorAnswer, "description": "The log cannot be read"}},
+        responses={
+            200: {
+                "description": "As JSON, or in a text format of Prometheus",
+                "content": {
+                    "application/json": {"schema": {"type": "object"}},
+                    "text/plain": {"schema": {"type": "string"}},
+                    "application/openmetrics-text": {"schema": {"type": "string"}},
+                },
+            },
+            503: {"model": ErrorAnswer, "description": "The log cannot be read"},
+        },
     )
     app.include_router(router)
 
@@ -303,7 +333,10 @@ def _add_hot_route(
     class Documented(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Any]:
             async def handle(request: Request) -> Response:
-                reply = await hot.reply(await request.body(), request.headers.raw)
+                body = await request.body()
+                arrived = time.perf_counter()
+                reply = await hot.reply(body, request.headers.raw)
+                hot.service.observe(reply, time.perf_counter() - arrived)
                 response = Response(reply.body, reply.status)
                 response.raw_headers = _headers(reply)
                 return response
@@ -339,19 +372,6 @@ def _health(services: Sequence[Service]) -> dict[str, Any]:
         "status": "unavailable" if ill else "healthy",
         "message": "; ".join(f"{name}: {each[name]['message']}" for name in ill)
         or f"{' and '.join(each)} are answering",
-        "use_cases": each,
-    }
-
-
-def _metrics(services: Sequence[Service]) -> dict[str, Any]:
-    if len(services) == 1:
-        return services[0].metrics()
-    each = {service.use_case.name: service.metrics() for service in services}
-    updates = [counts["last_updated"] for counts in each.values() if counts["last_updated"]]
-    return {
-        "total_predictions": sum(counts["total_predictions"] for counts in each.values()),
-        "failed_requests": sum(counts["failed_requests"] for counts in each.values()),
-        "last_updated": max(updates, default=None),
         "use_cases": each,
     }
 

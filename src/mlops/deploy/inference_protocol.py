@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -293,26 +294,29 @@ def _outputs(use_case: UseCase) -> dict[str, tuple[str, list[int]]]:
 async def _infer(service: Service, model: str, request: Request) -> Response:
     body, headers = await request.body(), request.headers.raw
     path = request.url.path
+    arrived = time.perf_counter()
     try:
         asked, tail = _parse(body, request.headers.get(JSON_LENGTH))
         rows = _rows(asked, tail, service.use_case)
         _check_outputs(asked, service.use_case)
     except ProtocolError as error:
         detail = problems.problem("inference_protocol", error.detail, ("body",))
-        await service.refuse(error.status_code, detail, body, headers, path)
+        refused = await service.refuse(error.status_code, detail, body, headers, path)
+        service.observe(refused, time.perf_counter() - arrived)
         raise
-    reply = await _as_batch(service, rows, headers, path)
+    reply = await _as_batch(service, rows, headers, path, arrived)
     request.scope[CHARGE](len(rows))
     return _answer(service.use_case, model, asked, reply)
 
 
 async def _as_batch(
-    service: Service, rows: np.ndarray, headers: Headers, path: str
+    service: Service, rows: np.ndarray, headers: Headers, path: str, arrived: float
 ) -> list[dict[str, Any]]:
     """Send rows (n, fields) the friendly way; return the answers."""
     fields = service.use_case.fields
     instances = [dict(zip(fields, row, strict=True)) for row in rows.tolist()]
     reply = await service.predict_batch(orjson.dumps({TOGETHER: instances}), headers, path)
+    service.observe(reply, time.perf_counter() - arrived)
     content = orjson.loads(reply.body)
     if reply.status != 200:
         says = "; ".join(_said(item) for item in content["detail"][:MOST_SHOWN])

@@ -16,28 +16,33 @@ from pydantic_core import PydanticCustomError
 
 from mlops.deploy import problems
 from mlops.deploy.access import API_KEY
+from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.predictor import Champion, answer, utc_now
 from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
 from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
-from mlops.records import Failure, Totals
+from mlops.records import Failure, Metrics
 from mlops.usecase import UseCase
 
 Headers = Iterable[tuple[bytes, bytes]]
 KEPT_BODY_BYTES = 2_000
 LONGEST_KEY = 200
+LONGEST_FLUSH = 1.0
+"""Seconds that `/metrics` waits for the last answers to be counted."""
 SPARE_QUOTES = 2_000
 """A body with a thousand names too many is refused at once: to describe each would take seconds."""
 NO_LOG = "the prediction log cannot be written, and what is not logged is not answered: try again"
 
 
 class Reply(NamedTuple):
-    """An answer; `rows` is how many it predicted."""
+    """An answer; `rows` is how many it predicted, `logged` whether the log tells of it."""
 
     status: int
     body: bytes
     rows: int = 0
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    model_version: int = 0
+    logged: bool = True
 
 
 class PredictionLog(Log, Protocol):
@@ -46,7 +51,7 @@ class PredictionLog(Log, Protocol):
     failed: str | None
 
     def probe(self) -> None: ...
-    def totals(self) -> Totals: ...
+    def metrics(self) -> Metrics: ...
     def close(self) -> None: ...
 
 
@@ -133,28 +138,34 @@ class Service:
             with contextlib.suppress(LogUnavailableError):
                 await asyncio.to_thread(self._log.probe)
 
-    def metrics(self) -> dict[str, Any]:
-        """Return what the log holds, as it has counted it: the same after a restart."""
+    def observe(self, reply: Reply, seconds: float) -> None:
+        """Count an answer that has just gone out, this long after its request had arrived."""
+        if self._group:
+            self._group.observe((reply.model_version, reply.status, seconds, reply.logged))
+
+    async def metrics(self) -> Scrape:
+        """Return the traffic as the log has counted it: the same after a restart.
+
+        Answers that went out before are in it, unless the log does not take them at once. Raises
+        `LogUnavailableError` if it cannot be read.
+        """
+        metrics = None
+        if self._log and self._group:
+            if not self._log.failed:
+                await asyncio.wait([self._group.flush()], timeout=LONGEST_FLUSH)
+            metrics = await asyncio.to_thread(self._log.metrics)
         champion = self.champion
-        totals = self._log.totals() if self._log else None
-        return {
-            "use_case": self.use_case.name,
-            "model": self.use_case.model_name,
-            "model_version": champion.version if champion else None,
-            "total_predictions": totals.total_predictions if totals else 0,
-            "predictions_by_version": totals.by_version if totals else {},
-            "predictions_with_warnings": totals.warned if totals else 0,
-            "failed_requests": sum(totals.failed_requests.values()) if totals else 0,
-            "failed_requests_by_status": totals.failed_requests if totals else {},
-            "last_updated": totals.last_updated if totals else None,
-        }
+        version = champion.version if champion else None
+        return Scrape(self.use_case, not self.not_ready(), version, metrics)
 
     async def refuse(
         self, status: int, detail: list[dict[str, Any]], body: bytes, headers: Headers, path: str
     ) -> Reply:
         """Record a request that gets no prediction, then answer it."""
         reply = problems.as_json(detail)
+        version, logged = 0, False
         if self._group:
+            version = self._group.champion.version if self._group.champion else 0
             failure = Failure(
                 timestamp=utc_now(),
                 path=path,
@@ -162,11 +173,13 @@ class Service:
                 detail=reply.decode(),
                 body=body[:KEPT_BODY_BYTES].decode("utf-8", "replace"),
                 client=self._client(headers),
+                model_version=version,
             )
             # The refusal is true without a record of it; `not_ready` tells of the log.
             with contextlib.suppress(LogUnavailableError):
                 await self._group.record(failure)
-        return Reply(status, reply)
+                logged = True
+        return Reply(status, reply, model_version=version, logged=logged)
 
     # -- the path of a request ------------------------------------------------------------------
 
@@ -186,7 +199,10 @@ class Service:
             detail = problems.problem("not_ready", self.not_ready() or self.trouble)
             return await self.refuse(503, detail, body, headers, path)
         except LogUnavailableError:
-            return Reply(503, problems.as_json(problems.problem("log_unavailable", NO_LOG)))
+            detail = problems.problem("log_unavailable", NO_LOG)
+            version = self.champion.version if self.champion else 0
+            body = problems.as_json(detail)
+            return Reply(503, body, model_version=version, logged=False)
         except MlopsError as error:
             return await self.refuse(error.status, problems.from_error(error), body, headers, path)
 
@@ -198,7 +214,8 @@ class Service:
         if quotes != self._quotes:
             _refuse_repeated_names(body, self.request_model)
         [prediction] = await self._predict([instance], headers)
-        return Reply(200, orjson.dumps(answer(self.use_case, prediction)), 1)
+        body = orjson.dumps(answer(self.use_case, prediction))
+        return Reply(200, body, 1, model_version=prediction.model_version)
 
     async def _predict_batch(self, body: bytes, headers: Headers) -> Reply:
         quotes = body.count(b'"')
@@ -209,7 +226,9 @@ class Service:
             _refuse_repeated_names(body, self.batch_model)
         predictions = await self._predict(instances, headers)
         answers = [answer(self.use_case, prediction) for prediction in predictions]
-        return Reply(200, orjson.dumps({"predictions": answers}), len(answers))
+        body = orjson.dumps({"predictions": answers})
+        version = predictions[0].model_version
+        return Reply(200, body, len(answers), model_version=version)
 
     async def _predict(self, instances: Sequence[BaseModel], headers: Headers) -> Logged:
         if self._group is None or self._group.champion is None:

@@ -32,6 +32,7 @@ def logs(
                     "detail": json.loads(failure.detail)["detail"],
                     "body": failure.body,
                     "client": failure.client,
+                    "model_version": failure.model_version or None,
                 }
                 for failure in log.failures(last)
             ]

@@ -4,8 +4,9 @@ One SQLite database per use case, `<folder>/predictions.db`, is the truth; the t
 follows (`logfile.py`). The server collects all requests that are waiting and hands them over
 together, so that one synced commit pays for many:
 
-    append   one transaction: rows, refused requests, totals   then the text file   then answers
-    totals   kept in that transaction, never counted: right after a restart, and with two servers
+    append   one transaction: rows, refused requests, counts   then the text file   then answers
+    metrics  read from the counts (`buckets.py`), never from rows: right after a restart, and with
+             several servers
     rows, find, failures, totals   read on connections of their own: never wait for a writer
 
 Nothing is answered that is not in the log. When the disk is full, `append` raises, `failed` says
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import itertools
 import re
 import threading
@@ -25,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from mlops.database import connect, insert, migrate, transaction
+from mlops.database import Migration, connect, insert, migrate, transaction
 from mlops.errors import DataError, IdempotencyConflictError, LogUnavailableError, UsageError
+from mlops.monitor import buckets, metrics
 from mlops.monitor.logfile import LogFile
-from mlops.records import Failure, Prediction, Submission, Totals
+from mlops.records import Failure, Metrics, Prediction, Submission, Timing, Totals
 
 if TYPE_CHECKING:
     from mlops.settings import Durability
@@ -61,21 +64,6 @@ CREATE TABLE failures(
 CREATE TABLE failure_totals(
     status INTEGER PRIMARY KEY, failures INTEGER NOT NULL, last_timestamp TEXT NOT NULL);
 CREATE TABLE probe(id INTEGER PRIMARY KEY, probed_utc TEXT NOT NULL, room BLOB);
-"""
-ADD_TO_TOTALS = """
-INSERT INTO totals
-SELECT model_version, count(*), sum(ifnull(warnings, '[]') != '[]'), max(timestamp), min(id)
-FROM "{table}" WHERE id > ? GROUP BY model_version
-ON CONFLICT DO UPDATE SET
-    predictions = predictions + excluded.predictions, warned = warned + excluded.warned,
-    last_timestamp = max(last_timestamp, excluded.last_timestamp)
-"""
-ADD_TO_FAILURE_TOTALS = """
-INSERT INTO failure_totals
-SELECT status, count(*), max(timestamp) FROM failures WHERE id > ? GROUP BY status
-ON CONFLICT DO UPDATE SET
-    failures = failures + excluded.failures,
-    last_timestamp = max(last_timestamp, excluded.last_timestamp)
 """
 Answer = tuple[Prediction, ...] | IdempotencyConflictError
 
@@ -110,34 +98,38 @@ class PredictionLog:
         # Idle ones. A thread that finds none opens another: apsw refuses to share one at a time.
         self._readers: list[apsw.Connection] = []
         self._select = f'SELECT {", ".join(FIELDS)} FROM "{table}"'  # noqa: S608  checked above
-        self._add_to_totals = ADD_TO_TOTALS.format(table=table)
         self._into = f'"{table}"({", ".join(FIELDS[:-1])}, idempotency_key, item)'
         try:
             self._writer = connect(
                 self.path, synchronous="FULL" if durability == "power" else "NORMAL"
             )
             self._inode = self.path.stat().st_ino
-            migrate(self._writer, [("m001_log", [SCHEMA.format(table=table)])])
+            migrate(self._writer, _migrations(table))
         except (apsw.Error, OSError) as error:
             raise self._unavailable(error) from error
         if not self._writer.table_exists("main", table):
             raise DataError(f"{self.path} holds no table {table}", "give each log its own folder")
+        self._counter = buckets.Counter(self._writer)
         self._file = LogFile(folder / "predictions.log", self._rows_after)
         while not self._follow(()):
             pass
 
     def append(
-        self, submissions: Sequence[Submission], failures: Sequence[Failure] = ()
+        self,
+        submissions: Sequence[Submission],
+        failures: Sequence[Failure] = (),
+        timings: Sequence[Timing] = (),
     ) -> list[Answer]:
         """Commit all of these together; return, for each submission, its rows with their ids.
 
         A submission whose key is in the log already, or came earlier in this call, is not logged
         again. With the same inputs in the same order it is answered with the rows of the first;
         with others its place in the result holds an `IdempotencyConflictError`, not raised.
+        `timings` are those of answers that have gone out since: they are counted.
 
         Raises `LogUnavailableError` if the commit failed; then nothing of the call is in the log.
         """
-        if not submissions and not failures:
+        if not submissions and not failures and not timings:
             return []
         with self._lock:
             with self._writing() as connection:
@@ -145,8 +137,9 @@ class PredictionLog:
                 rows = self._insert(fresh)
                 if failures:
                     insert(connection, FAILURES, failures)
-                    before = connection.last_insert_rowid() - len(failures)
-                    connection.execute(ADD_TO_FAILURE_TOTALS, (before,))
+                resent = _resent(places, fresh) if len(fresh) < len(places) else ()
+                first_id = rows[0].id if rows else 0
+                self._counter.add(fresh, first_id, resent, failures, timings)
             self._follow(rows)
         numbered = iter(rows)
         answers = [tuple(itertools.islice(numbered, len(first.rows))) for first in fresh]
@@ -165,18 +158,17 @@ class PredictionLog:
 
     def totals(self) -> Totals:
         """Return the totals as of the last commit, in the time of a few lookups."""
-        read = self._read(
-            "SELECT 'version', model_version, predictions, warned, last_timestamp FROM totals "
-            "UNION ALL SELECT 'status', status, failures, 0, last_timestamp FROM failure_totals"
-        )
-        by_version = {key: count for kind, key, count, *_ in read if kind == "version"}
-        return Totals(
-            total_predictions=sum(by_version.values()),
-            by_version=by_version,
-            warned=sum(warned for *_, warned, _ in read),
-            failed_requests={key: count for kind, key, count, *_ in read if kind == "status"},
-            last_updated=max((last for *_, last in read), default=None),
-        )
+        with self._reading() as connection:
+            return metrics.totals(connection)
+
+    def metrics(self, now: float | None = None) -> Metrics:
+        """Return the metrics as of the last commit; `now` in unix seconds, unless it is now."""
+        with self._reading() as connection:
+            connection.execute("BEGIN")  # all of it from one state
+            try:
+                return metrics.read(connection, now)
+            finally:
+                connection.execute("COMMIT")
 
     def rows(
         self, last: int = 20, *, version: int | None = None, since: str | None = None
@@ -190,7 +182,7 @@ class PredictionLog:
         conditions = "true"
         if version is not None:
             conditions += """ AND model_version = :version
-                AND id >= (SELECT first_id FROM totals WHERE model_version = :version)"""
+                AND id >= (SELECT first_id FROM versions WHERE model_version = :version)"""
         if since is not None:
             conditions += """ AND timestamp >= :since
                 AND id >= (SELECT min(first_id) FROM hours WHERE hour >= substr(:since, 1, 13))"""
@@ -260,7 +252,7 @@ class PredictionLog:
         return tuple(Prediction(*row) for row in self._writer.execute(sql, (key,)))
 
     def _insert(self, submissions: Sequence[Submission]) -> list[Prediction]:
-        """Insert all rows and add them to the totals; return them with their ids."""
+        """Insert all rows; return them with their ids."""
         values: list[tuple[Any, ...]] = [
             (*row[:-1], submission.key, item)
             for submission in submissions
@@ -271,9 +263,6 @@ class PredictionLog:
         insert(self._writer, self._into, values)
         # We hold the write lock and AUTOINCREMENT counts up by one: the ids end at the last one.
         before = self._writer.last_insert_rowid() - len(values)
-        self._writer.execute(self._add_to_totals, (before,))
-        hour = max(row.timestamp for submission in submissions for row in submission.rows)[:13]
-        self._writer.execute("INSERT OR IGNORE INTO hours VALUES (?, ?)", (hour, before + 1))
         return [Prediction(*(*row[:-2], number)) for number, row in enumerate(values, before + 1)]
 
     def _rows_after(self, number: int, limit: int) -> list[Prediction]:
@@ -301,23 +290,48 @@ class PredictionLog:
         except (apsw.Error, OSError) as error:
             unavailable = self._unavailable(error)
             self.failed = unavailable.message
+            self._counter.forget()
             raise unavailable from error
         self.failed = None
 
     def _read(self, sql: str, bindings: apsw.Bindings = ()) -> list[tuple[Any, ...]]:
+        with self._reading() as reader:
+            return reader.execute(sql, bindings).fetchall()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[apsw.Connection]:
+        """Lend a connection for reading. Raises `LogUnavailableError` for what fails with it."""
         try:
             try:
                 reader = self._readers.pop()
             except IndexError:
                 reader = connect(self.path, read_only=True)
-            read = reader.execute(sql, bindings).fetchall()
+            yield reader
         except apsw.Error as error:
             raise self._unavailable(error) from error
         self._readers.append(reader)
-        return read
 
     def _unavailable(self, error: apsw.Error | OSError) -> LogUnavailableError:
         return LogUnavailableError(
             f"the prediction log {self.path} cannot be used: {type(error).__name__}: {error}",
             FIXES.get(type(error), "make its folder readable and writable for this user"),
         )
+
+
+def _migrations(table: str) -> list[Migration]:
+    return [
+        ("m001_log", [SCHEMA.format(table=table)]),
+        ("m002_counts", functools.partial(buckets.migrate, table=table)),
+    ]
+
+
+def _resent(places: Sequence[int | Answer], fresh: Sequence[Submission]) -> list[int]:
+    """Return the model version of each submission that was answered with the rows of another."""
+    answered = [
+        fresh[place].rows[0].model_version if isinstance(place, int) else place[0].model_version
+        for place in places
+        if not isinstance(place, IdempotencyConflictError)
+    ]
+    for submission in fresh:
+        answered.remove(submission.rows[0].model_version)
+    return answered
