@@ -20,7 +20,7 @@ SOURCES = REPOSITORY / "src"
 GROUND = {"errors", "records", "settings", "usecase", "database"}
 PHASES = {"build", "track", "package", "deploy", "monitor", "improve"}
 ON_TOP = {"cli", "tables"}
-HEAVY = {"sklearn", "pandas", "mlflow", "lightgbm", "onnx", "pandera", "scipy", "joblib"}
+HEAVY = {"sklearn", "pandas", "mlflow", "lightgbm", "onnx", "pandera", "scipy", "joblib", "optuna"}
 
 
 def module_name(path: Path) -> str:

@@ -5,6 +5,7 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     prepare("housing")     write data/housing.csv from its source, cleaned and checked
     check("housing", path)   hold any table against the use case
     train("housing")       fit, compare, track every candidate; seal and register the winner
+    tune("housing")        search for better settings; train("housing", from_study=True) uses them
     promote("housing")     ask the gates, then make the newest version champion
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
@@ -26,6 +27,7 @@ _VERBS = {
     "prepare": "mlops.loop.prepare",
     "check": "mlops.loop.check",
     "train": "mlops.loop.train",
+    "tune": "mlops.loop.tune",
     "promote": "mlops.loop.promote",
     "predict": "mlops.loop.predict",
     "logs": "mlops.loop.logs",

@@ -223,6 +223,9 @@ def train(
     promote_winner: Annotated[
         bool, typer.Option("--promote", help="Then ask the gates and promote the winner")
     ] = False,
+    from_study: Annotated[
+        bool, typer.Option("--from-study", help="Also train what `mlops tune` found best")
+    ] = False,
     if_needed: Annotated[
         bool, typer.Option("--if-needed", help="Not if it would only repeat the champion")
     ] = False,
@@ -231,7 +234,7 @@ def train(
     """Fit, compare and track every candidate; seal and register the winner.
 
     Examples: `mlops train housing` · `mlops train housing --only LinearRegression` ·
-    `mlops train iris --promote`
+    `mlops train iris --promote` · `mlops train housing --from-study`
     """
     from mlops.loop.promote import promote as promote_version
     from mlops.loop.train import still_valid
@@ -244,7 +247,7 @@ def train(
         text = f"{use_case}: version {champion.version} is still valid"
         _print({"still_valid": champion}, as_json, lambda: _out.print(text))
         return
-    result = run(use_case, only=tuple(only or ()), report=report)
+    result = run(use_case, only=tuple(only or ()), from_study=from_study, report=report)
     _print(result, as_json, lambda: tables.training(result, _out))
     if promote_winner:
         promotion = promote_version(use_case, result.registered[0].version, report=report)
@@ -272,6 +275,47 @@ def track(
     versions = run(report=_report()) if late else []
     result = {"pending": pending() if late else waiting, "tracked": versions}
     _print(result, as_json, lambda: tables.tracked(waiting, versions, _out, late=late))
+
+
+@app.command()
+def tune(
+    use_case: UseCaseName,
+    trials: Annotated[
+        int, typer.Option(min=1, help="How many the study shall have, with those it has already")
+    ] = 50,
+    budget: Annotated[str, typer.Option(help="The longest to search: 90s, 10m, 1h")] = "10m",
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(help="Tune this one alone (may be repeated); all with a search space"),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trials at the same time; as many as cores")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search for better settings of the candidates, on the folds of the training rows.
+
+    Every trial is kept in `models/studies/`: Ctrl-C (exit code 130) or a kill loses only the
+    trials under way, and the same command goes on. Trials are seeded: with `--jobs 1` a search
+    gives the same trials again; with more, they also depend on which trial ends first.
+    The best one is trained by `mlops train USE_CASE --from-study`.
+
+    Examples: `mlops tune housing --trials 50 --budget 10m` · `mlops tune iris --trials 20` ·
+    `mlops tune housing --candidate GradientBoosting --jobs 1`
+    """
+    from mlops.loop.tune import tune as run
+
+    result = run(
+        use_case,
+        trials=trials,
+        budget=budget,
+        candidates=tuple(candidate or ()),
+        jobs=jobs,
+        report=_report(),
+    )
+    _print(result, as_json, lambda: tables.tuning(result, _out))
+    if result.ended == "interrupt":
+        raise typer.Exit(130)
 
 
 @app.command()

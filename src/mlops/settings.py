@@ -108,6 +108,10 @@ class Settings(BaseSettings):
         return self.home / "access.db"
 
     @property
+    def studies(self) -> Path:
+        return self.models / "studies"
+
+    @property
     def run(self) -> Path:
         """Process ids and output of what `mlops up` started."""
         return self.home / ".run"

@@ -145,6 +145,38 @@ def training(result: Any, console: Console) -> None:
         )
 
 
+def tuning(result: Any, console: Console) -> None:
+    name, metric = result.use_case, result.metric
+    table = _table("trial", "candidate", f"{metric} in 5 folds", "parameters")
+    for one in (*result.best, *result.declared):
+        table.add_row(
+            "as declared" if one.trial is None else str(one.trial),
+            one.candidate,
+            f"{one.mean:.4f} ± {one.std:.4f}",
+            "  ".join(f"{key}={_setting(value)}" for key, value in one.parameters.items()),
+        )
+    console.print(table)
+    why = {"trials": "", "budget": ", the budget is used up", "interrupt": ", interrupted"}
+    counts = ", ".join(f"{count} {state}" for state, count in result.counts.items() if count)
+    _line(
+        console,
+        f"{result.trials} trials ({counts or 'none finished'}) in study {result.study}, "
+        f"{result.seconds:.0f} s{why[result.ended]}",
+    )
+    if result.ended == "interrupt":
+        _line(console, "Go on with the same command; trials are tracked when a search ends")
+    elif result.tracked_in:
+        _line(console, f"Tracked in experiment {name}-tuning at {result.tracked_in}")
+    if not result.best:
+        _line(console, f"No trial is finished: give it longer, mlops tune {name} --budget 1h")
+        return
+    declared = max(result.declared, key=lambda one: one.mean, default=None)
+    if declared is not None and result.best[0].mean <= declared.mean:
+        _line(console, f"No trial beats {declared.candidate} as it is declared")
+        return
+    _line(console, f"Train the best as a candidate: mlops train {name} --from-study")
+
+
 def promotion(result: Any, console: Console) -> None:
     version = result.version
     if not result.changed:
@@ -340,6 +372,10 @@ def _table(*columns: str) -> Table:
 
 def _line(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _value(value: Any) -> str:

@@ -73,12 +73,29 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Range:
+    """Values to search: from `low` to `high`, both included; whole numbers if both are `int`.
+
+    `log` searches each order of magnitude as much as the next.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+
+Search = Mapping[str, Range | tuple[str | float | None, ...]]
+"""Where tuning looks: parameters of the estimator, each with a range or a tuple of choices."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
     """One algorithm that competes for the use case.
 
     `build(seed)` returns an unfitted scikit-learn estimator. `scaled` puts a `StandardScaler` in
     front of it, inside the pipeline; trees do without. `file` names `models/<file>.pkl`.
-    `always_registered` makes every training register a version, whether it wins or not.
+    `always_registered` makes every training register a version, whether it wins or not. What has
+    no `search` is not tuned.
     """
 
     name: str
@@ -86,6 +103,7 @@ class Candidate:
     scaled: bool = False
     file: str = ""
     always_registered: bool = False
+    search: Search = dataclasses.field(default_factory=dict)
 
     @property
     def pickle_name(self) -> str:

@@ -51,10 +51,7 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
     """Cross-validate on the training rows, fit on all of them, score the test rows once."""
     started = time.perf_counter()
     X, y = split.X_train, split.y_train
-    folds = []
-    for fit_rows, held_out in _folds(use_case).split(X, y):
-        pipeline = _fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows])
-        folds.append(scores(use_case, y[held_out], pipeline.predict(X.iloc[held_out])))
+    folds = [score_fold(use_case, candidate, X, y, number) for number in range(FOLDS)]
     pipeline = _fit(candidate, use_case, X, y)
     metrics = scores(use_case, split.y_test, pipeline.predict(split.X_test))
     for name in folds[0]:
@@ -68,6 +65,15 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
         tuple(fold[use_case.metric] for fold in folds),
         time.perf_counter() - started,
     )
+
+
+def score_fold(
+    use_case: UseCase, candidate: Candidate, X: pd.DataFrame, y: np.ndarray, number: int
+) -> dict[str, float]:
+    """Fit on all rows but those of one fold, number 0 to `FOLDS` - 1, and score these."""
+    fit_rows, held_out = list(_folds(use_case).split(X, y))[number]
+    pipeline = _fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows])
+    return scores(use_case, y[held_out], pipeline.predict(X.iloc[held_out]))
 
 
 def baseline(use_case: UseCase, split: Split) -> dict[str, float]:

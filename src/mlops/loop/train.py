@@ -64,10 +64,13 @@ def train(
     name: str,
     *,
     only: tuple[str, ...] = (),
+    from_study: bool = False,
     settings: Settings | None = None,
     report: Report | None = None,
 ) -> Training:
     """Train the candidates of a use case (or `only` some), track each, seal and register winners.
+
+    `from_study` adds what `tune` found best as a candidate `<its candidate>Tuned`.
 
     Writes `models/<Model>.pkl` for each candidate and a bundle for the winner and for those that
     are always registered. Promotes nothing. Without a tracking store it says so and goes on: its
@@ -76,10 +79,20 @@ def train(
     settings = settings or read_settings()
     report = report or Silent()
     use_case = find(name)
-    candidates = _chosen(use_case, only)
+    if not from_study:
+        _chosen(use_case, only)  # a name that is wrong is said before anything is written
     table = prepare(use_case, settings.data)
     parts = split(use_case, table.frame)
     keep(table, settings.data)
+    origins: dict[str, dict[str, str]] = {}
+    if from_study:
+        from mlops.loop.tune import tuned_candidate
+
+        tuned, origin = tuned_candidate(use_case, parts, settings)
+        use_case = dataclasses.replace(use_case, candidates=(*use_case.candidates, tuned))
+        origins[tuned.name] = origin
+        report.say(f"{name}: {tuned.name} is trial {origin['trial']} of study {origin['study']}")
+    candidates = _chosen(use_case, only)
     settings.models.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(settings, report)
 
@@ -90,7 +103,9 @@ def train(
             advance(candidate.name)
             one = train_candidate(use_case, candidate, parts)
             _write_pickle(one, settings.models)
-            runs[candidate.name] = _track(recorder, use_case, table, parts, one)
+            runs[candidate.name] = _track(
+                recorder, use_case, table, parts, one, origins.get(candidate.name, {})
+            )
             trained.append(one)
     best = winner(use_case, trained)
     scores_to_beat = baseline(use_case, parts)
@@ -103,7 +118,8 @@ def train(
     ):
         for one in sealed:
             advance(one.candidate.name)
-            bundle = _seal(use_case, table, parts, one, scores_to_beat, settings)
+            origin = origins.get(one.candidate.name, {})
+            bundle = _seal(use_case, table, parts, one, scores_to_beat, settings, origin)
             run = runs[one.candidate.name]
             registered.append(recorder.register(ledger, use_case, one.candidate.name, run, bundle))
     return Training(
@@ -183,7 +199,14 @@ def _write_pickle(one: Trained, folder: Path) -> None:
     write_whole(path, lambda file: joblib.dump(one.pipeline, file))
 
 
-def _track(recorder: Recorder, use_case: UseCase, table: Table, parts: Split, one: Trained) -> Run:
+def _track(
+    recorder: Recorder,
+    use_case: UseCase,
+    table: Table,
+    parts: Split,
+    one: Trained,
+    origin: dict[str, str],
+) -> Run:
     return recorder.log_run(
         experiment=use_case.name,
         candidate=one.candidate.name,
@@ -202,7 +225,7 @@ def _track(recorder: Recorder, use_case: UseCase, table: Table, parts: Split, on
             "rows_train": len(parts.X_train),
             "rows_test": len(parts.X_test),
         },
-        tags={"use_case": use_case.name},
+        tags={"use_case": use_case.name, **origin},
     )
 
 
@@ -213,6 +236,7 @@ def _seal(
     one: Trained,
     scores_to_beat: dict[str, float],
     settings: Settings,
+    origin: dict[str, str],
 ) -> str:
     """Export exactly, prove it on every row and beside every threshold, and seal."""
     graph = to_onnx(one.pipeline, use_case.fields, use_case.target.labels)
@@ -254,6 +278,7 @@ def _seal(
             "user": user(),
             "seconds": one.seconds,
             "data_origin": table.origin,
+            **origin,
         },
     )
 

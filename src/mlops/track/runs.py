@@ -19,11 +19,12 @@ import math
 import os
 import queue
 import re
+import statistics
 import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +189,95 @@ class Tracking:
                 else:
                     self.client.delete_run(run.info.run_id)
             return whole
+
+    def log_study(
+        self,
+        *,
+        experiment: str,
+        study: str,
+        parameters: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        metric: str,
+        trials: Sequence[Mapping[str, Any]],
+        advance: Callable[[str], None],
+    ) -> str:
+        """Log a study as a run, and each of its trials as a run below it. Return the study's run.
+
+        What the store has already is not logged again, so that a study that was continued, or a
+        logging that broke off, is completed. A trial has `number`, `candidate`, `parameters`,
+        `scores` (`metric`, fold by fold), `state`, `started_ms`, `ended_ms` and `trouble`. Raises
+        `TrackingError`.
+        """
+        with self.errors():
+            from mlflow.entities import Metric, Param
+
+            client = self.client
+            where = self._experiment_id(experiment)
+            tags = {"mlflow.user": user(), "mlflow.source.name": "mlops tune", "study": study}
+            known = self._study_runs(where, study)
+            parent = known.pop("", None)
+            if parent is None:
+                commits = {"mlflow.source.git.commit": commit(self.home)}
+                run = client.create_run(where, run_name=study, tags={**tags, **commits})
+                parent = run.info.run_id
+            now = int(time.time() * 1000)
+            client.log_batch(
+                parent,
+                metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+                params=[Param(name, str(value)) for name, value in parameters.items()],
+            )
+            for trial in trials:
+                number = str(trial["number"])
+                advance(f"trial {number}")
+                if number in known:
+                    continue
+                scores = trial["scores"]
+                found = [Metric(metric, v, trial["ended_ms"], n) for n, v in enumerate(scores, 1)]
+                if len(scores) > 1:
+                    for name, value in (
+                        (f"cv_{metric}_mean", statistics.fmean(scores)),
+                        (f"cv_{metric}_std", statistics.stdev(scores)),
+                    ):
+                        found.append(Metric(name, value, trial["ended_ms"], 0))
+                run = client.create_run(
+                    where,
+                    run_name=f"{trial['candidate']} {number}",
+                    start_time=trial["started_ms"],
+                    tags={**tags, "mlflow.parentRunId": parent, "state": trial["state"]}
+                    | ({"trouble": trial["trouble"]} if trial["trouble"] else {}),
+                )
+                client.log_batch(
+                    run.info.run_id,
+                    metrics=found,
+                    params=[
+                        Param("model_name", trial["candidate"]),
+                        *(Param(name, str(v)) for name, v in trial["parameters"].items()),
+                    ],
+                )
+                # Last: what has the number is whole.
+                client.set_tag(run.info.run_id, "trial", number)
+                status = "FAILED" if trial["state"] == "failed" else "FINISHED"
+                client.set_terminated(run.info.run_id, status, trial["ended_ms"])
+            client.set_terminated(parent, "FINISHED")
+            return str(parent)
+
+    def _study_runs(self, experiment_id: str, study: str) -> dict[str, str]:
+        """Return the runs of a study by the number of their trial, the study's own under ""."""
+        found: dict[str, str] = {}
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [experiment_id], f"tags.study = '{study}'", max_results=1000, page_token=token
+            )
+            for run in page:
+                own = "mlflow.parentRunId" not in run.data.tags
+                if own or "trial" in run.data.tags:
+                    found["" if own else run.data.tags["trial"]] = run.info.run_id
+                else:  # its logging broke off
+                    self.client.delete_run(run.info.run_id)
+            token = page.token
+            if not token:
+                return found
 
     def attach(self, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
         """Put a folder's files into a run's artifacts, under `bundle/`, and tag the run."""

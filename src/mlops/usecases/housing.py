@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from mlops.errors import DataError
-from mlops.usecase import Candidate, Feature, Ratio, Rule, Source, Target, UseCase
+from mlops.usecase import Candidate, Feature, Range, Ratio, Rule, Source, Target, UseCase
 
 RAW_TABLE = "california_housing_1990.csv"
 RAW_TABLE_SHA256 = "8a5396dba2c96ff32351fff11af69e8bfe9c08e572cafb38591f50daa75e368c"
@@ -146,9 +146,29 @@ HOUSING = UseCase(
     load=load,
     candidates=(
         Candidate("LinearRegression", linear_regression, scaled=True),
-        Candidate("DecisionTree", decision_tree),
-        Candidate("RandomForest", random_forest),
-        Candidate("GradientBoosting", gradient_boosting),
+        Candidate(
+            "DecisionTree",
+            decision_tree,
+            search={"max_depth": Range(3, 20), "min_samples_leaf": Range(2, 100, log=True)},
+        ),
+        Candidate(
+            "RandomForest",
+            random_forest,
+            search={"max_features": Range(0.2, 0.8), "min_samples_leaf": Range(2, 20, log=True)},
+        ),
+        Candidate(
+            "GradientBoosting",
+            gradient_boosting,
+            # Twice the trees or leaves would score a little better, and answer half as fast.
+            search={
+                "n_estimators": Range(100, 600),
+                "learning_rate": Range(0.02, 0.3, log=True),
+                "num_leaves": Range(15, 63, log=True),
+                "min_child_samples": Range(5, 100, log=True),
+                "colsample_bytree": Range(0.5, 1.0),
+                "reg_lambda": Range(1e-3, 10.0, log=True),
+            },
+        ),
     ),
     metric="r2_score",
     examples={

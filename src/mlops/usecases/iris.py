@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlops.usecase import Candidate, Feature, Source, Target, UseCase
+from mlops.usecase import Candidate, Feature, Range, Source, Target, UseCase
 
 SPECIES = ("setosa", "versicolor", "virginica")
 
@@ -59,11 +59,24 @@ IRIS = UseCase(
     inputs=("sepal_length", "sepal_width", "petal_length", "petal_width"),
     load=load,
     candidates=(
-        Candidate("LogisticRegression", logistic_regression, scaled=True),
         Candidate(
-            "RandomForest", random_forest, file="RandomForestClassifier", always_registered=True
+            "LogisticRegression",
+            logistic_regression,
+            scaled=True,
+            search={"C": Range(0.01, 100.0, log=True)},
         ),
-        Candidate("LinearDiscriminantAnalysis", linear_discriminant_analysis),
+        Candidate(
+            "RandomForest",
+            random_forest,
+            file="RandomForestClassifier",
+            always_registered=True,
+            search={"max_depth": Range(2, 8), "min_samples_leaf": Range(1, 10)},
+        ),
+        Candidate(
+            "LinearDiscriminantAnalysis",
+            linear_discriminant_analysis,
+            search={"solver": ("lsqr",), "shrinkage": Range(0.0, 0.9)},
+        ),
     ),
     metric="accuracy",
     examples={
