@@ -249,7 +249,6 @@ def _track(study: Study, result: Tuning, settings: Settings, report: Report) -> 
     """Track what is not tracked yet; return where, or None if that failed."""
     tracking = tracking_of(settings)
     try:
-        tracking.connect()
         with report.steps(f"{result.use_case}: tracking", result.trials) as advance:
             tracking.log_study(
                 experiment=f"{result.use_case}-tuning",
