@@ -22,6 +22,12 @@ VARIABLES = {
     "PREDICTIONS_DURABILITY": "durability",
     "RATE_LIMIT": "rate_limit",
     "TRUSTED_PROXIES": "trusted_proxies",
+    "LARGEST_BODY": "largest_body",
+    "BUNDLE_SIGNING_KEY": "bundle_signing_key",
+    "BUNDLE_SIGNING_KEY_FILE": "bundle_signing_key_file",
+    "SECONDS_TO_RECEIVE": "seconds_to_receive",
+    "MAX_CONNECTIONS": "max_connections",
+    "MAX_WAITING": "max_waiting",
 }
 
 
@@ -55,6 +61,10 @@ def test_the_defaults_suit_a_laptop():
         ("USE_CASES", "iris", "iris"),
         ("RATE_LIMIT", "100/s", "100/s"),
         ("TRUSTED_PROXIES", "10.0.0.1", "10.0.0.1"),
+        ("LARGEST_BODY", "2048", 2048),
+        ("SECONDS_TO_RECEIVE", "30", 30),
+        ("MAX_CONNECTIONS", "50", 50),
+        ("MAX_WAITING", "60", 60),
     ],
 )
 def test_each_variable_sets_its_own_setting_and_no_other(monkeypatch, variable, text, value):

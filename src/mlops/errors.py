@@ -74,6 +74,12 @@ class LogUnavailableError(MlopsError):
     status = 503
 
 
+class OverloadedError(MlopsError):
+    """More waits for its answer than this server lets wait."""
+
+    status = 503
+
+
 class IdempotencyConflictError(MlopsError):
     """The same idempotency key came with other inputs."""
 

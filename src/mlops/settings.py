@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mlops.errors import UsageError
 
+SHORTEST_KEY = 16
 Durability = Literal["power", "crash"]
 
 
@@ -74,12 +75,77 @@ class Settings(BaseSettings):
         description="Requests of one client (its API key, else its address), as in `100/s`,"
         " `100/min` or `1000/h`, a batch counted by its rows; unset: no limit",
     )
+    largest_body: int = Field(
+        16 * 1024 * 1024,
+        ge=1024,
+        le=1024**3,
+        validation_alias="LARGEST_BODY",
+        description="Bytes of the largest body that is read; larger: 413",
+    )
+    seconds_to_receive: int = Field(
+        10,
+        ge=1,
+        le=3600,
+        validation_alias="SECONDS_TO_RECEIVE",
+        description="Seconds a request may take to arrive (else 408), an answer to be read, a"
+        " connection to do nothing",
+    )
+    max_connections: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        validation_alias="MAX_CONNECTIONS",
+        description="Connections at once; more: 503 with `Retry-After`",
+    )
+    max_waiting: int = Field(
+        512,
+        ge=1,
+        le=100_000,
+        validation_alias="MAX_WAITING",
+        description="Requests that wait for their answers at once; more: 503 with `Retry-After`",
+    )
     trusted_proxies: str = Field(
         "",
         validation_alias="TRUSTED_PROXIES",
         description="Addresses or networks of proxies whose `X-Forwarded-For` is believed, as in"
         " `10.0.0.1,10.1.0.0/16`; unset: nobody's",
     )
+
+    bundle_signing_key: str = Field(
+        "",
+        validation_alias="BUNDLE_SIGNING_KEY",
+        repr=False,
+        description="Key with which bundles are signed (HMAC-SHA256); set, no other is opened",
+    )
+    bundle_signing_key_file: str = Field(
+        "",
+        validation_alias="BUNDLE_SIGNING_KEY_FILE",
+        description="File that holds that key, for secrets that are mounted",
+    )
+
+    @property
+    def signing_key(self) -> bytes | None:
+        """The key that bundles are signed with, None if none is given.
+
+        Raises `UsageError` if its file cannot be read, or it is too short to be a secret.
+        """
+        key, name = self.bundle_signing_key.encode(), "BUNDLE_SIGNING_KEY"
+        if self.bundle_signing_key_file:
+            name = "BUNDLE_SIGNING_KEY_FILE"
+            try:
+                key = Path(self.bundle_signing_key_file).read_bytes().strip()
+            except OSError as error:
+                raise UsageError(
+                    f"{name} cannot be read: {error.strerror}", "name a file with the key"
+                ) from None
+        elif not key:
+            return None
+        if len(key) < SHORTEST_KEY:
+            raise UsageError(
+                f"{name} gives a key of {len(key)} bytes, which can be guessed",
+                f"give at least {SHORTEST_KEY}, from: openssl rand -hex 32",
+            )
+        return key
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -34,18 +34,18 @@ from mlops.deploy import exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
 from mlops.deploy.inference_protocol import CHARGE, add_inference_protocol
+from mlops.deploy.limits import Limits
 from mlops.deploy.schemas import ErrorAnswer, answer_model, batch_answer_model
 from mlops.deploy.service import Headers, Reply, Service
 from mlops.errors import MlopsError
 
-LARGEST_BODY = 16 * 1024 * 1024
 GUARD: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "An API key is needed, and none that is known came"},
     403: {"model": ErrorAnswer, "description": "The API key has another role, or use case"},
     429: {"model": ErrorAnswer, "description": "Too many requests: wait as Retry-After says"},
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"model": ErrorAnswer, "description": f"A body of more than {LARGEST_BODY:,} bytes"},
+    413: {"model": ErrorAnswer, "description": "The body is larger than LARGEST_BODY"},
     422: {"model": ErrorAnswer, "description": "Named by field, value and limit"},
     503: {"model": ErrorAnswer, "description": "No model yet, or no log: try again later"},
 }
@@ -94,6 +94,7 @@ class App(FastAPI):
         super().__init__(docs_url=None, redoc_url=None, **settings)
         self.hot: dict[str, HotRoute] = {}
         self.access = Access()
+        self.limits = Limits()
         self.use_cases: tuple[str, ...] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,11 +123,12 @@ class App(FastAPI):
     ) -> None:
         """Let FastAPI answer, with the whole body in hand and never more than is allowed."""
         if scope["method"] not in {"GET", "HEAD", "OPTIONS"}:
-            body = await _body(receive)
+            largest = self.limits.body
+            body = await _body(receive, largest)
             if body is None:
                 return
-            if len(body) > LARGEST_BODY:
-                await _send(send, Reply(413, problems.for_path(path, _too_large())))
+            if len(body) > largest:
+                await _send(send, Reply(413, problems.for_path(path, _too_large(largest))))
                 return
             receive = _replay(body, receive)
 
@@ -157,14 +159,15 @@ class App(FastAPI):
 class HotRoute:
     """A POST route with a raw handler: body and headers in, status and JSON out."""
 
-    def __init__(self, path: str, service: Service, handler: Handler) -> None:
+    def __init__(self, app: App, path: str, service: Service, handler: Handler) -> None:
+        self.app = app
         self.path = path
         self.service = service
         self.handler = handler
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return how many rows it asked for, as far as that came out."""
-        body = await _body(receive)
+        body = await _body(receive, self.app.limits.body)
         if body is None:
             return 0  # the client went away before it had finished asking
         arrived = time.perf_counter()
@@ -185,8 +188,9 @@ class HotRoute:
             self.service.observe(reply, time.perf_counter() - arrived)
 
     async def reply(self, body: bytes, headers: Headers) -> Reply:
-        if len(body) > LARGEST_BODY:
-            return await self.service.refuse(413, _too_large(), body, headers, self.path)
+        largest = self.app.limits.body
+        if len(body) > largest:
+            return await self.service.refuse(413, _too_large(largest), body, headers, self.path)
         return await self.handler(body, headers, self.path)
 
 
@@ -239,7 +243,7 @@ def _add_routes(
     _add_hot_route(
         app,
         router,
-        HotRoute(f"{prefix}/predict", service, service.predict),
+        HotRoute(app, f"{prefix}/predict", service, service.predict),
         summary=f"{use_case.title}: predict for one request",
         body=service.request_model,
         answer=answers,
@@ -250,7 +254,7 @@ def _add_routes(
     _add_hot_route(
         app,
         router,
-        HotRoute(f"{prefix}/predict/batch", service, service.predict_batch),
+        HotRoute(app, f"{prefix}/predict/batch", service, service.predict_batch),
         summary=f"{use_case.title}: predict for many, all of them or none",
         body=service.batch_model,
         answer=batch_answer_model(use_case, answers),
@@ -439,8 +443,8 @@ def _internal_error() -> list[dict[str, Any]]:
     return problems.problem("internal_error", "this request met a defect of the server")
 
 
-def _too_large() -> list[dict[str, Any]]:
-    says = f"the body is larger than {LARGEST_BODY:,} bytes"
+def _too_large(largest: int) -> list[dict[str, Any]]:
+    says = f"the body is larger than {largest:,} bytes"
     return problems.problem("too_large", says, ("body",))
 
 
@@ -486,7 +490,7 @@ def _headers(reply: Reply) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-async def _body(receive: Receive) -> bytes | None:
+async def _body(receive: Receive, largest: int) -> bytes | None:
     """Read the body, a little past what is allowed; None if the client disconnects."""
     message = await receive()
     body: bytes = message.get("body", b"")
@@ -495,7 +499,7 @@ async def _body(receive: Receive) -> bytes | None:
     parts, size = [body], len(body)
     while message["type"] == "http.request" and message.get("more_body"):
         message = await receive()
-        if size <= LARGEST_BODY:
+        if size <= largest:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
     return None if message["type"] == "http.disconnect" else b"".join(parts)

@@ -85,6 +85,10 @@ class GroupCommit:
         self._schedule(loop)
         return done
 
+    def rows_waiting(self) -> int:
+        """Return how many rows the next group has."""
+        return sum(len(one.rows) for one in self._waiting)
+
     def record(self, failure: Failure) -> asyncio.Future[None]:
         """Log a failed request with the next group."""
         loop = asyncio.get_running_loop()

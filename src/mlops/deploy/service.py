@@ -20,7 +20,7 @@ from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.predictor import Champion, answer, utc_now
 from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
-from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
+from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError, OverloadedError
 from mlops.records import Failure, Metrics
 from mlops.usecase import UseCase
 
@@ -29,6 +29,7 @@ KEPT_BODY_BYTES = 2_000
 LONGEST_KEY = 200
 LONGEST_FLUSH = 1.0
 """Seconds that `/metrics` waits for the last answers to be counted."""
+MOST_ROWS_WAITING = 2 * LARGEST_BATCH
 SPARE_QUOTES = 2_000
 """A body with a thousand names too many is refused at once: to describe each would take seconds."""
 NO_LOG = "the prediction log cannot be written, and what is not logged is not answered: try again"
@@ -198,6 +199,8 @@ class Service:
         except NotTrainedError:
             detail = problems.problem("not_ready", self.not_ready() or self.trouble)
             return await self.refuse(503, detail, body, headers, path)
+        except OverloadedError as error:
+            return Reply(503, problems.as_json(problems.from_error(error)))
         except LogUnavailableError:
             detail = problems.problem("log_unavailable", NO_LOG)
             version = self.champion.version if self.champion else 0
@@ -233,6 +236,8 @@ class Service:
     async def _predict(self, instances: Sequence[BaseModel], headers: Headers) -> Logged:
         if self._group is None or self._group.champion is None:
             raise NotTrainedError("no model answers yet")
+        if len(instances) > 1 and self._group.rows_waiting() > MOST_ROWS_WAITING:
+            raise OverloadedError("too many rows wait for their answers", "try again")
         fields = self._fields
         records = [instance.__dict__ for instance in instances]
         rows: list[Sequence[float]] = [[record[name] for name in fields] for record in records]

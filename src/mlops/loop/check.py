@@ -38,7 +38,7 @@ def _ranges(use_case: UseCase, settings: Settings) -> tuple[Ranges, str]:
             champion = ledger.champion(use_case.name)
         try:
             if champion is not None:
-                bundle = open_bundle(settings.bundles / champion.bundle)
+                bundle = open_bundle(settings.bundles / champion.bundle, key=settings.signing_key)
                 return {
                     name: (low, bundle.reference[name]["quantiles"][QUANTILES // 2], high)
                     for name, (low, high) in bundle.signature["training_ranges"].items()

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import sys
 
 import uvicorn
 
+from mlops.deploy.access import parse_rate
+from mlops.deploy.limits import SPARE_CONNECTIONS, limited
 from mlops.errors import ServiceError
-from mlops.loop.serve import serve
+from mlops.loop.serve import limits, serve
 from mlops.settings import Settings
 from mlops.usecases import USE_CASES
 
 SECONDS_TO_DRAIN = 10
 BACKLOG = 2048
+FILES_OF_OUR_OWN = 100
 
 
 def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
     """Run the server until SIGINT or SIGTERM; accepted requests are answered before it ends."""
+    # A setting that cannot be used should be one line too.
+    parse_rate(settings.rate_limit)
+    _ = settings.signing_key
     app = serve(*(names or settings.names or USE_CASES), settings=settings)
+    _allow_files(settings.max_connections + SPARE_CONNECTIONS + FILES_OF_OUR_OWN)
     with _bound(settings) as listening:
         config = uvicorn.Config(
             app,
@@ -27,6 +35,7 @@ def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
             log_level="info",
             backlog=BACKLOG,
             timeout_graceful_shutdown=SECONDS_TO_DRAIN,
+            http=limited(limits(settings)),
             server_header=False,
             # What X-Forwarded-For says is believed of these alone, and else of nobody.
             proxy_headers=bool(settings.trusted_proxies),
@@ -37,6 +46,14 @@ def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: sys.exit(0))
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _allow_files(number: int) -> None:
+    """Let this process have so many files open at once, if it may raise that limit by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < number:
+        most = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _bound(settings: Settings) -> socket.socket:

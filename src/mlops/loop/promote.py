@@ -87,7 +87,7 @@ def _version(ledger: Ledger, name: str, number: int | None) -> Version:
 def _evidence(
     use_case: UseCase, version: Version, champion: Version | None, settings: Settings
 ) -> Evidence:
-    bundle = open_bundle(settings.bundles / version.bundle)
+    bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
     table = prepare(use_case, settings.data)
     parts = split(use_case, table.frame)
     rows = parts.X_test.to_numpy(dtype=float)
@@ -95,7 +95,7 @@ def _evidence(
     if champion is not None:
         against = f"version {champion.version}"
         try:
-            other = open_bundle(settings.bundles / champion.bundle)
+            other = open_bundle(settings.bundles / champion.bundle, key=settings.signing_key)
         except BundleError as error:
             against = f"version {champion.version} cannot be opened ({error.message})"
         else:

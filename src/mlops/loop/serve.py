@@ -23,6 +23,7 @@ import mlops
 from mlops.deploy.access import Access, parse_rate
 from mlops.deploy.app import App, build_app
 from mlops.deploy.keys import KeyStore
+from mlops.deploy.limits import Limits
 from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, UsageError
@@ -45,7 +46,9 @@ def serve(*names: str, settings: Settings | None = None) -> App:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with _running(services, app.access, settings or read_settings()):
+        now = settings or read_settings()
+        app.limits = limits(now)
+        async with _running(services, app.access, now):
             yield
 
     async def promote(use_case: str, version: int, reason: str) -> dict[str, Any]:
@@ -55,6 +58,16 @@ def serve(*names: str, settings: Settings | None = None) -> App:
 
     app = build_app(services, lifespan=lifespan, version=mlops.__version__, promote=promote)
     return app
+
+
+def limits(settings: Settings) -> Limits:
+    """Return what one server lets happen at once."""
+    return Limits(
+        settings.max_connections,
+        settings.max_waiting,
+        settings.seconds_to_receive,
+        settings.largest_body,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -133,7 +146,7 @@ def open_log(use_case: UseCase, settings: Settings) -> PredictionLog:
 
 def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Champion:
     """Open and verify a version's bundle. Raises `BundleError`."""
-    bundle = open_bundle(settings.bundles / version.bundle)
+    bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
     if bundle.signature["use_case"] != use_case.name:
         raise BundleError(
             f"bundle {bundle.hash[:12]} was sealed for {bundle.signature['use_case']}, "

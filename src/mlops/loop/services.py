@@ -91,6 +91,10 @@ def specs(settings: Settings) -> list[Spec]:
                 "PREDICTIONS_DURABILITY": settings.durability,
                 "RATE_LIMIT": settings.rate_limit,
                 "TRUSTED_PROXIES": settings.trusted_proxies,
+                "LARGEST_BODY": str(settings.largest_body),
+                "SECONDS_TO_RECEIVE": str(settings.seconds_to_receive),
+                "MAX_CONNECTIONS": str(settings.max_connections),
+                "MAX_WAITING": str(settings.max_waiting),
             },
             Path(__file__).parents[1],
         )

@@ -50,7 +50,7 @@ def runs(name: str, *, settings: Settings | None = None) -> list[dict[str, Any]]
 
 def _sealed(settings: Settings, bundle: str) -> dict[str, Any]:
     try:
-        opened = open_bundle(settings.bundles / bundle)
+        opened = open_bundle(settings.bundles / bundle, key=settings.signing_key)
     except BundleError as error:
         return {"sound": False, "trouble": str(error)}
     return {

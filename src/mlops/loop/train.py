@@ -156,7 +156,7 @@ def still_valid(use_case: UseCase, settings: Settings) -> Version | None:
     if champion is None:
         return None
     try:
-        bundle = open_bundle(settings.bundles / champion.bundle)
+        bundle = open_bundle(settings.bundles / champion.bundle, key=settings.signing_key)
     except BundleError:
         return None
     table = prepare(use_case, settings.data)
@@ -280,6 +280,7 @@ def _seal(
             "data_origin": table.origin,
             **origin,
         },
+        key=settings.signing_key,
     )
 
 

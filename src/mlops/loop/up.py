@@ -85,7 +85,7 @@ def up(
     _track_pending(settings, report)
     served = []
     for use_case, (champion, reused) in zip(chosen, made, strict=True):
-        metrics = open_bundle(settings.bundles / champion.bundle).metrics
+        metrics = open_bundle(settings.bundles / champion.bundle, key=settings.signing_key).metrics
         served.append(
             Served(
                 use_case.name,

@@ -9,6 +9,7 @@
       metrics.json      scores in cross-validation and on the test rows, beside the baseline's
       training.json     data fingerprint, candidate, parameters, seed, library versions
       provenance.json   time, commit and user: true of this sealing, so outside the hash
+      manifest.sig      HMAC-SHA256 of manifest.json, if a signing key was given; outside the hash
       pipeline.joblib   the fitted scikit-learn pipeline, for people; its digest is in provenance
 
 A bundle is written under another name, synced and then renamed: it is whole or it is not there.
@@ -16,6 +17,9 @@ It is verified before anything in it is parsed, and every file is parsed from th
 were verified; `provenance.json`, which nothing depends on, comes last. Other files in the folder
 are not looked at. Serving never unpickles, so `pipeline.joblib` stays outside the hash: a pickle's
 bytes are not promised to repeat.
+
+The name says that a bundle is whole, not who made it: whoever can write files here can make one.
+With a signing key, nothing is opened whose manifest was not signed with it.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -40,6 +45,7 @@ from mlops.package.model import OnnxModel, Output
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+SIGNATURE = "manifest.sig"
 PROVENANCE = "provenance.json"
 PIPELINE = "pipeline.joblib"
 DOCUMENTS = ("signature.json", "reference.json", "golden.json", "metrics.json", "training.json")
@@ -71,8 +77,9 @@ def seal(
     documents: Mapping[str, Any],
     pipeline: bytes,
     provenance: Mapping[str, Any],
+    key: bytes | None = None,
 ) -> str:
-    """Write a bundle into `folder` and return its hash.
+    """Write a bundle into `folder`, signed with `key` if there is one, and return its hash.
 
     `documents` has one JSON value for each of `signature`, `reference`, `golden`, `metrics` and
     `training`. A bundle with the same content is kept if it is sound, and replaced if it is not.
@@ -88,6 +95,8 @@ def seal(
         }
     )
     files[MANIFEST] = manifest
+    if key:
+        files[SIGNATURE] = _signature(manifest, key)
     files[PIPELINE] = pipeline
     files[PROVENANCE] = _json_bytes({**provenance, "files": {PIPELINE: _entry(pipeline)}})
     name = hashlib.sha256(manifest).hexdigest()
@@ -100,19 +109,19 @@ def seal(
         for file, content in files.items():
             _write_synced(unfinished / file, content)
         _sync_folder(unfinished)
-        _move_into_place(unfinished, folder / name)
+        _move_into_place(unfinished, folder / name, key)
         _sync_folder(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return name
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Verify a bundle, parse it and run its golden rows.
+def open_bundle(path: Path, *, key: bytes | None = None) -> Bundle:
+    """Verify a bundle, parse it and run its golden rows; with a `key`, only one signed with it.
 
     Raises `BundleError`, which names the file, if anything is missing, altered or not reproduced.
     """
-    contents = verify(path)
+    contents = verify(path, key=key)
     documents = {
         name.removesuffix(".json"): _parse_object(path, name, contents[name]) for name in DOCUMENTS
     }
@@ -132,15 +141,17 @@ def open_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def verify(path: Path) -> dict[str, bytes]:
+def verify(path: Path, *, key: bytes | None = None) -> dict[str, bytes]:
     """Return the bytes of each file that the manifest names, each of which has its digest.
 
     The manifest itself is parsed only after its own digest has been found equal to the name of
-    the folder. Raises `BundleError`.
+    the folder, and its signature, if there is a `key`, to be the key's. Raises `BundleError`.
     """
     manifest = _read_file(path, MANIFEST, LARGEST_NOTE)
     if hashlib.sha256(manifest).hexdigest() != path.name:
         raise _broken(path, f"is corrupt: {MANIFEST} does not have the digest in its name")
+    if key:
+        _check_signature(path, manifest, key)
     described = _parse_object(path, MANIFEST, manifest)
     if described.get("format") != FORMAT:
         raise BundleError(
@@ -185,6 +196,22 @@ def golden_answers(output: Output) -> dict[str, list[Any]]:
     if output.probabilities is not None:
         answers["probabilities"] = output.probabilities.tolist()
     return answers
+
+
+def _signature(manifest: bytes, key: bytes) -> bytes:
+    return hmac.digest(key, manifest, "sha256").hex().encode() + b"\n"
+
+
+def _check_signature(path: Path, manifest: bytes, key: bytes) -> None:
+    expected = _signature(manifest, key)
+    there = (path / SIGNATURE).exists()
+    found = _read_file(path, SIGNATURE, len(expected)) if there else b""
+    if not hmac.compare_digest(found, expected):
+        raise BundleError(
+            f"bundle {path.name[:12]} "
+            + ("was signed with another key" if there else "is not signed"),
+            "train it again with BUNDLE_SIGNING_KEY set as it is now, or unset that",
+        )
 
 
 def _entry(content: bytes) -> dict[str, Any]:
@@ -251,14 +278,14 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move_into_place(unfinished: Path, target: Path) -> None:
+def _move_into_place(unfinished: Path, target: Path, key: bytes | None) -> None:
     """Give the bundle its name, unless a sound one has it; of equal trainings one at a time."""
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if target.exists():
             try:
-                open_bundle(target)
+                open_bundle(target, key=key)
             except BundleError:
                 # Out of the way first: a folder cannot be renamed over one that is not empty.
                 aside = unfinished.with_name(f"{unfinished.name}-corrupt")

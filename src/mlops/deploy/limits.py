@@ -1,0 +1,230 @@
+"""Limits on connections: how many, how long, how large, and when to say that it is too much.
+
+uvicorn leaves these to a proxy in front: a client may take for ever to send its headers or body,
+or to read its answer. The protocol here is uvicorn's own, and adds:
+
+    a connection that is one too many, and a request when too many wait, get 503 with Retry-After
+    a request becomes a task when all of it has arrived: a slow one costs a socket and no more
+    a request that takes too long to arrive gets 408, an answer that nobody reads is given up
+    a head of too many bytes or names gets 431, a body of twice what is allowed is cut off with 413
+
+Time is counted by one timer a second for all connections, so that a request pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import http
+from typing import Any, ClassVar
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+LARGEST_HEAD = 64 * 1024
+MOST_HEADERS = 100
+SPARE_CONNECTIONS = 200
+"""So many more are let in to be told that there are too many; the next are cut off unheard."""
+SECONDS_OF_DEAFNESS = 0.1
+"""A client whose request was one too many is not listened to for so long: it cannot hurry us."""
+NEVER_TOO_MANY = ("/health/live", "/health/ready")
+SAYS = {
+    400: "the request is not HTTP",
+    408: "the request took too long to arrive",
+    413: "the body is too large",
+    431: "the headers are too many or too large",
+    503: "too many requests at once: try again",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server process lets happen at once. Times are in seconds, sizes in bytes."""
+
+    connections: int = 1_000
+    waiting: int = 512
+    seconds: int = 10
+    body: int = 16 * 1024 * 1024
+
+
+def _canned(status: int, *headers: str) -> bytes:
+    kind = http.HTTPStatus(status).phrase.lower().replace(" ", "_")
+    body = orjson.dumps({"detail": [{"type": kind, "loc": [], "msg": SAYS[status]}]})
+    lines = [
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "x-content-type-options: nosniff",
+        "x-frame-options: DENY",
+        "cache-control: no-store",
+        "content-security-policy: default-src 'none'; frame-ancestors 'none'",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+BUSY = _canned(503, "retry-after: 1")
+LAST_WORDS = {
+    status: _canned(status, "connection: close", *(["retry-after: 1"] if status == 503 else []))
+    for status in SAYS
+}
+
+
+class _Watch:
+    """The clock of a server: counts seconds, and looks at every connection at each."""
+
+    def __init__(self, connections: set[Any]) -> None:
+        self.now = 0
+        self._connections = connections
+        self._ticking = False
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._ticking:
+            self._ticking = True
+            loop.call_later(1, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.now += 1
+        for connection in tuple(self._connections):
+            if isinstance(connection, LimitedProtocol):
+                connection.look(self.now)
+        self._ticking = False
+        if self._connections:
+            self.start(loop)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with an end to everything."""
+
+    limits: ClassVar[Limits]
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._one_too_many = False
+        self._refusal = 400
+        self._in_head = False
+        self._in_message = False
+        self._bytes = 0
+        # Since when we wait for the client; None while it waits for us.
+        self._since: int | None = None
+        self._seconds_unread = 0
+        self._held: Any = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        surplus = len(self.connections) - self.limits.connections
+        if surplus >= SPARE_CONNECTIONS:
+            self.transport = transport
+            transport.abort()
+            return
+        self._one_too_many = surplus >= 0
+        super().connection_made(transport)
+        state: Any = self.server_state
+        if not hasattr(state, "watch"):
+            state.watch = _Watch(self.connections)
+        self._watch: _Watch = state.watch
+        self._since = self._watch.now
+        self._watch.start(self.loop)
+
+    def data_received(self, data: bytes) -> None:
+        if self._one_too_many:
+            # Said only now: an answer that is sent before the request may be lost with it.
+            self._end(503)
+            return
+        self._bytes += len(data)
+        super().data_received(data)
+        if self._in_head:
+            if self._bytes > LARGEST_HEAD:
+                self._end(431)
+        elif self._bytes > 2 * self.limits.body + LARGEST_HEAD:
+            self._end(413)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = self._in_message = True
+        self._since = self._watch.now
+        self._bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if len(self.headers) > MOST_HEADERS:
+            self._refusal = 431
+            raise ValueError  # the parser stops, and `send_400_response` is called
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._held is None:
+            super().on_body(body)
+        elif len(self.cycle.body) <= self.limits.body:  # what is more only has to be noticed
+            self.cycle.body += body
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._since = None
+        super().on_message_complete()
+        held, self._held = self._held, None
+        if held is not None:
+            self._start_asgi_task(self.cycle, held)
+
+    def on_response_complete(self) -> None:
+        if not self._in_message:
+            self._since = self._watch.now
+        super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.more_body and not cycle.waiting_for_100_continue:
+            self._held = app
+        elif len(self.tasks) < self.limits.waiting or cycle.scope["path"] in NEVER_TOO_MANY:
+            super()._start_asgi_task(cycle, app)
+        else:
+            self._refuse(cycle)
+
+    def _refuse(self, cycle: RequestResponseCycle) -> None:
+        """Say that it is too much, at a fraction of what an answer costs."""
+        if not cycle.keep_alive:
+            self._end(503)
+            return
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(BUSY)
+        self.on_response_complete()
+        self.flow.pause_reading()
+        self.loop.call_later(SECONDS_OF_DEAFNESS, self.flow.resume_reading)
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(self._refusal)
+
+    def look(self, now: int) -> None:
+        """End the connection if its client has taken too long, to send or to read."""
+        unread = self.transport.get_write_buffer_size() > 0
+        self._seconds_unread = self._seconds_unread + 1 if unread else 0
+        if self._seconds_unread >= self.limits.seconds:
+            self.transport.abort()
+        elif (
+            self._since is not None
+            and now - self._since >= self.limits.seconds
+            and not self.flow.read_paused
+        ):
+            if self._in_message:
+                self._end(408)
+            else:
+                self.transport.close()
+
+    def _end(self, status: int) -> None:
+        """Answer with an error and close, unless an answer is on its way already."""
+        if self.transport.is_closing():
+            return
+        answering = self.cycle is not None and (
+            self.cycle.response_started and not self.cycle.response_complete
+        )
+        if not answering:
+            self.transport.write(LAST_WORDS[status])
+        self._held = None
+        if self.cycle is not None:
+            # Its task, if it has one, is told as if the client had gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+
+def limited(limits: Limits) -> type[LimitedProtocol]:
+    """Return the protocol with these limits, for uvicorn's `http`."""
+    return type("Limited", (LimitedProtocol,), {"limits": limits})
