@@ -413,7 +413,7 @@ def test_provenance_is_parsed_only_after_everything_else_was_verified(sealed, mo
 
 
 def test_what_is_parsed_are_the_very_bytes_that_were_verified(sealed, content, monkeypatch):
-    def verify_and_then_swap(path: Path) -> dict[str, bytes]:
+    def verify_and_then_swap(path: Path, **key: Any) -> dict[str, bytes]:
         verified = verify(path)
         for name in (MODEL, *DOCUMENTS):
             (path / name).write_bytes(b"swapped in after the check")
@@ -544,7 +544,7 @@ def test_of_equal_sealings_one_at_a_time_looks_and_takes_the_name(
 ):
     looked = []
 
-    def while_the_name_is_taken(path: Path) -> Any:
+    def while_the_name_is_taken(path: Path, **_: Any) -> Any:
         other = os.open(tmp_path, os.O_RDONLY)
         try:
             with pytest.raises(BlockingIOError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlops.deploy import problems
 from mlops.deploy.schemas import ErrorAnswer
@@ -18,13 +18,18 @@ Promote = Callable[[str, int, str], Awaitable[dict[str, Any]]]
 """Use case, version and reason in; what came of it out. Raises `MlopsError` if it was refused."""
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class PromotionRequest(BaseModel):
     """Which version is to answer, and why."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     use_case: str = Field(max_length=64, examples=["housing"])
-    version: int = Field(ge=1, le=2**53, examples=[1])
+    # JSON knows no integers: 2.0 is one as well, "2" and true are none.
+    version: Annotated[int, BeforeValidator(_whole)] = Field(ge=1, le=2**53, examples=[1])
     reason: str = Field("", max_length=500, description="The ledger keeps it")
 
 
@@ -45,7 +50,7 @@ def add_admin(app: FastAPI, promote: Promote) -> None:
         """Ask the gates, then make a version champion, as `mlops promote` does; never forced."""
         if busy.locked():
             detail = problems.problem("busy", "another promotion is under way")
-            return JSONResponse({"detail": detail}, 503, {"retry-after": "5"})
+            return JSONResponse({"detail": detail}, 409)
         async with busy:
             try:
                 return await promote(request.use_case, request.version, request.reason)
@@ -60,9 +65,12 @@ def add_admin(app: FastAPI, promote: Promote) -> None:
         tags=["administration"],
         response_model=PromotionAnswer,
         responses={
-            409: {"model": ErrorAnswer, "description": "No such version, or a gate refused it"},
+            400: {"model": ErrorAnswer, "description": "The body is no text at all"},
+            409: {
+                "model": ErrorAnswer,
+                "description": "No such version, a gate refused it, or busy",
+            },
             413: {"model": ErrorAnswer, "description": "The body is too large"},
             422: {"model": ErrorAnswer, "description": "Named by field and limit"},
-            503: {"model": ErrorAnswer, "description": "Another promotion is under way"},
         },
     )
