@@ -106,7 +106,9 @@ def _known(asked: Sequence[UseCase], settings: Settings) -> Iterator[_Known]:
             versions = []
         for version in versions:
             try:
-                made = open_bundle(settings.bundles / version.bundle).training["data_fingerprint"]
+                made = open_bundle(
+                    settings.bundles / version.bundle, key=settings.signing_key
+                ).training["data_fingerprint"]
             except BundleError:
                 continue
             label = f"the data of {use_case.name} version {version.version} ({made[:12]})"
