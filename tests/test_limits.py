@@ -297,8 +297,8 @@ def test_600_slow_sockets_are_closed_and_normal_traffic_has_no_error(
         for raw in slow:
             raw.socket.close()
         assert not left
-        assert took < 25
-        assert most < 50e6
+        assert took < 25, f"closed after {took:.1f} s"
+        assert most < 50e6, f"{most / 1e6:.1f} MB more"
         replies = [traffic.replies[number] for number in traffic.sent]
         assert len(replies) > 100
         assert all(reply is not None and reply.status == 200 for reply in replies)
