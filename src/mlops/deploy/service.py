@@ -200,7 +200,7 @@ class Service:
             detail = problems.problem("not_ready", self.not_ready() or self.trouble)
             return await self.refuse(503, detail, body, headers, path)
         except OverloadedError as error:
-            return Reply(503, problems.as_json(problems.from_error(error)))
+            return Reply(503, problems.as_json(problems.from_error(error)), logged=False)
         except LogUnavailableError:
             detail = problems.problem("log_unavailable", NO_LOG)
             version = self.champion.version if self.champion else 0
