@@ -20,12 +20,14 @@ DELAY = 0.03
 
 
 def answer_first() -> None:
-    def work(self: GroupCommit, champion: Any, waiting: Any, failures: Any) -> list[Any]:
+    def work(
+        self: GroupCommit, champion: Any, waiting: Any, failures: Any, timings: Any
+    ) -> list[Any]:
         submissions = groupcommit._predict_together(champion, waiting) if waiting else []
 
         def commit_late() -> None:
             time.sleep(DELAY)
-            self._log.append(submissions, [failure for failure, _ in failures])
+            self._log.append(submissions, [failure for failure, _ in failures], timings)
 
         self._thread.submit(commit_late)
         return [submission.rows for submission in submissions]
