@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import exactness, serving, whole_loop
+from benchmarks import exactness, growth, serving, whole_loop
 
 
 def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    if sys.argv[1:2] == ["growth"]:
+        growth.run(*map(int, sys.argv[2:3]))
+        return
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         whole_loop.run(home)

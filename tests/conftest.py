@@ -29,7 +29,7 @@ SECONDS_TO_START = 60
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Return a clean environment for a process over `home`."""
     ours = (
-        *("MLFLOW", "MLOPS", "MODEL_REGISTRY", "PORT", "PREDICTIONS", "USE_CASES"),
+        *("LOG_", "MLFLOW", "MLOPS", "MODEL_REGISTRY", "PORT", "PREDICTIONS", "USE_CASES"),
         *("RATE_LIMIT", "TRUSTED_PROXIES", "LARGEST_BODY", "BUNDLE_", "SECONDS_TO_RECEIVE", "MAX_"),
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}

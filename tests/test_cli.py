@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 HOUSING, IRIS = USE_CASES["housing"], USE_CASES["iris"]
-VERBS = sorted(command.callback.__name__ for command in cli.app.registered_commands)
+VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
 SETOSA = [f"{name}={value}" for name, value in IRIS.examples["setosa"].items()]
 
 
@@ -139,6 +139,11 @@ def test_a_misspelt_verb_or_option_ends_with_2_and_no_traceback(command, line):
         ("predict iris x=1", "row 1: "),
         ("predict iris", "give either one row or a file — see: mlops predict --help"),
         ("predict iris x=1 --csv x.csv", "give either one row or a file — see: mlops predict"),
+        ("logs export iris --to x.xls", "x.xls has no ending that says its format — name a file"),
+        ("logs export iris --to x.csv --since May", "'May' is no date or time — write, say, 20"),
+        ("logs prune iris", "nothing says what to delete — give --older-than 90d"),
+        ("logs prune iris --older-than 90", "'90' is not an age — write, say, 90d (d, h, m)"),
+        ("logs prune iris --larger-than nanGB", "'nanGB' is not a size — write, say, 2GB"),
         ("predict iris x", "'x' is not FIELD=VALUE — write, say, latitude=37.8"),
         ("predict iris --csv x.csv", "x.csv is not a file — name a CSV file with the fields"),
         ("predict iris --csv data", "data is not a file — name a CSV file with the fields"),
@@ -275,6 +280,11 @@ def test_every_verb_that_prints_json_prints_nothing_else_on_stdout(command, home
     (failure,) = command("logs", "iris", "--failures", "--json").json
     assert failure["status"] == 422
     assert set(command("logs", "--json").json) == {"server", "mlflow"}
+    exported = command("logs", "export", "iris", "--to", "x.csv", "--since=2026-01-01", "--json")
+    assert exported.json == {"use_case": "iris", "path": "x.csv", "rows": 1}
+    assert "sepal_length" in (home / "x.csv").read_text()
+    pruned = command("logs", "prune", "iris", "--older-than", "90d", "--json").json
+    assert pruned["deleted"] == 0
     status = command("status", "--json")
     assert (status.code, status.json["well"]) == (1, False)
     assert status.json["champions"]["iris"]["version"] == 2

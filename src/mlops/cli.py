@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
 from mlops import tables
@@ -19,8 +20,18 @@ from mlops.errors import MlopsError, UsageError
 from mlops.loop.report import OnConsole
 from mlops.settings import Settings, read_settings
 
+
+class _Verbs(typer.core.TyperGroup):
+    """Verbs of which some have two words: `logs export` stands beside `logs`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        two = " ".join(args[:2])
+        return super().resolve_command(ctx, [two, *args[2:]] if two in self.commands else args)
+
+
 app = typer.Typer(
     name="mlops",
+    cls=_Verbs,
     help="From a table to a trained, tracked, packaged, served and monitored model.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -491,6 +502,48 @@ def revoke_key(
 
     run(name)
     _print({"revoked": name}, as_json, lambda: _out.print(f"revoked: {name}"))
+
+
+@app.command("logs export")
+def logs_export(
+    use_case: UseCaseName,
+    to: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .jsonl")],
+    since: Annotated[str | None, typer.Option(help="From this date or time on, UTC")] = None,
+    until: Annotated[str | None, typer.Option(help="Before this date or time, UTC")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write logged predictions to a file, while the server goes on answering.
+
+    Examples: `mlops logs export housing --since 2026-11-01 --to november.parquet` ·
+    `mlops logs export iris --to all.csv`
+    """
+    from mlops.loop.logs import export
+
+    result = export(use_case, to, since=since, until=until, report=_report())
+    text = f"{result['path']} written: {result['rows']:,} predictions"
+    _print(result, as_json, lambda: _out.print(text, soft_wrap=True))
+
+
+@app.command("logs prune")
+def logs_prune(
+    use_case: UseCaseName,
+    older_than: Annotated[str | None, typer.Option(help="An age: 90d, 12h")] = None,
+    larger_than: Annotated[str | None, typer.Option(help="A size: 2GB, 500MB")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the oldest logged rows, in small steps, while the server goes on answering.
+
+    The metrics count what was ever logged, deleted or not. `LOG_KEEP_DAYS` and `LOG_KEEP_MB` make
+    the server do this by itself.
+
+    Examples: `mlops logs prune housing --older-than 90d` ·
+    `mlops logs prune housing --larger-than 2GB`
+    """
+    from mlops.loop.logs import prune
+
+    result = prune(use_case, older_than=older_than, larger_than=larger_than)
+    text = f"{use_case}: {result['deleted']:,} rows deleted, {result['bytes']:,} bytes on disk"
+    _print(result, as_json, lambda: _out.print(text, soft_wrap=True))
 
 
 def _service_logs(settings: Settings, last: int, as_json: bool) -> None:

@@ -67,6 +67,9 @@ def connect(
     new_file = not path.exists()
     connection = apsw.Connection(str(path))
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    if new_file:
+        # Before anything else is written: only so can space be given back without a long lock.
+        connection.pragma("auto_vacuum", "INCREMENTAL")
     if _use_write_ahead_log(connection) != "wal":
         raise MlopsError(
             f"{path} lies on a file system without shared memory",

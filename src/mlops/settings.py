@@ -110,7 +110,33 @@ class Settings(BaseSettings):
         description="Addresses or networks of proxies whose `X-Forwarded-For` is believed, as in"
         " `10.0.0.1,10.1.0.0/16`; unset: nobody's",
     )
-
+    log_rotate_mb: float = Field(
+        256,
+        ge=0,
+        validation_alias="LOG_ROTATE_MB",
+        description="A `predictions.log` of this size is full: it is renamed after its last id, and"
+        " a new one begun; 0: never",
+    )
+    log_keep_files: int = Field(
+        0,
+        ge=0,
+        validation_alias="LOG_KEEP_FILES",
+        description="How many full `predictions.log` files stay; 0: all",
+    )
+    log_keep_days: float = Field(
+        0,
+        ge=0,
+        validation_alias="LOG_KEEP_DAYS",
+        description="The server deletes logged rows that are older, in small steps; 0: never."
+        " What was counted stays counted",
+    )
+    log_keep_mb: float = Field(
+        0,
+        ge=0,
+        validation_alias="LOG_KEEP_MB",
+        description="The server deletes the oldest rows of a `predictions.db` that holds more;"
+        " 0: never",
+    )
     bundle_signing_key: str = Field(
         "",
         validation_alias="BUNDLE_SIGNING_KEY",

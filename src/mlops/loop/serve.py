@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import logging
 import math
@@ -36,6 +37,9 @@ from mlops.usecases import find
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_TRIES = 2.0
+SECONDS_BETWEEN_PRUNINGS = 60.0
+SECONDS_BETWEEN_STEPS = 0.05
+MEGABYTE = 1_000_000
 
 log = logging.getLogger("uvicorn.error")
 
@@ -74,13 +78,14 @@ def limits(settings: Settings) -> Limits:
 async def _running(
     services: Sequence[Service], access: Access, settings: Settings
 ) -> AsyncIterator[None]:
-    followers = []
+    followers, logs = [], []
     with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
         access.limit(parse_rate(settings.rate_limit))
         access.take(keys.known())
         try:
             for service in services:
                 prediction_log = open_log(service.use_case, settings)
+                logs.append(prediction_log)
                 service.start(
                     prediction_log,
                     synced=settings.durability == "power",
@@ -90,11 +95,13 @@ async def _running(
                 follower.look()
                 followers.append(follower)
             watching = asyncio.create_task(_keep_looking(services, followers, access, keys))
+            pruning = asyncio.create_task(_keep_pruning(logs, settings))
             try:
                 yield
             finally:
                 watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                pruning.cancel()
+                await asyncio.gather(watching, pruning, return_exceptions=True)
         finally:
             for service in services:
                 await service.stop()
@@ -141,7 +148,13 @@ async def _promote(use_case: str, version: int, reason: str, settings: Settings)
 def open_log(use_case: UseCase, settings: Settings) -> PredictionLog:
     """Open the prediction log of a use case, made and completed if need be."""
     folder = settings.home / use_case.log_name
-    return PredictionLog(folder, use_case.log_name, settings.durability)
+    return PredictionLog(
+        folder,
+        use_case.log_name,
+        settings.durability,
+        largest_file=int(settings.log_rotate_mb * MEGABYTE),
+        keep_files=settings.log_keep_files,
+    )
 
 
 def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Champion:
@@ -233,3 +246,23 @@ async def _keep_looking(
             except Exception:
                 # The state database may be locked or away for a moment; answering goes on.
                 log.exception("could not look for a new champion")
+
+
+async def _keep_pruning(logs: Sequence[PredictionLog], settings: Settings) -> None:
+    """Delete what the settings say is too old or too much, a little at a time."""
+    largest = int(settings.log_keep_mb * MEGABYTE) or None
+    while settings.log_keep_days or largest:
+        before = days_ago(settings.log_keep_days) if settings.log_keep_days else None
+        for prediction_log in logs:
+            try:
+                while await asyncio.to_thread(prediction_log.prune, before=before, largest=largest):
+                    await asyncio.sleep(SECONDS_BETWEEN_STEPS)
+            except MlopsError as error:
+                log.error("old predictions could not be deleted: %s", error)
+        await asyncio.sleep(SECONDS_BETWEEN_PRUNINGS)
+
+
+def days_ago(days: float) -> str:
+    """Return the moment that many days ago, as the log writes it."""
+    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+    return moment.isoformat(timespec="microseconds")

@@ -21,7 +21,7 @@ import functools
 import itertools
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,9 @@ CREATE TABLE failure_totals(
     status INTEGER PRIMARY KEY, failures INTEGER NOT NULL, last_timestamp TEXT NOT NULL);
 CREATE TABLE probe(id INTEGER PRIMARY KEY, probed_utc TEXT NOT NULL, room BLOB);
 """
+PAGE_ROWS = 5_000
+PRUNED_ROWS = 500
+PAGES_GIVEN_BACK = 256
 Answer = tuple[Prediction, ...] | IdempotencyConflictError
 
 FIXES: dict[type[Exception], str] = {
@@ -82,13 +85,24 @@ class PredictionLog:
     `failed` is the reason why the last write failed, `file_behind` why the text file lacks rows;
     both are None when all is well.
 
+    A text file of `largest_file` bytes is full, and the newest `keep_files` of those stay; 0 sets
+    no limit.
+
     Raises `UsageError` for a table name that is not lower-case letters, digits and underscores,
     `DataError` if the folder holds the log of another table or of a newer version, and
     `LogUnavailableError` if the database cannot be opened. A text file that cannot be written is
     no error, here and later: it is completed when it can be.
     """
 
-    def __init__(self, folder: Path, table: str, durability: Durability) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        table: str,
+        durability: Durability,
+        *,
+        largest_file: int = 0,
+        keep_files: int = 0,
+    ) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", table):
             raise UsageError(f"{table!r} cannot name a table", "use a-z, 0-9 and _, a letter first")
         self.path = folder / "predictions.db"
@@ -110,7 +124,10 @@ class PredictionLog:
         if not self._writer.table_exists("main", table):
             raise DataError(f"{self.path} holds no table {table}", "give each log its own folder")
         self._counter = buckets.Counter(self._writer)
-        self._file = LogFile(folder / "predictions.log", self._rows_after)
+        self._table = table
+        self._file = LogFile(
+            folder / "predictions.log", self._rows_after, largest=largest_file, keep=keep_files
+        )
         while not self._follow(()):
             pass
 
@@ -204,6 +221,94 @@ class PredictionLog:
             (last,),
         )
         return [Failure(*row) for row in reversed(read)]
+
+    def pages(
+        self,
+        since: str | None = None,
+        until: str | None = None,
+        *,
+        advance: Callable[[float], None] = lambda share: None,
+    ) -> Iterator[list[Prediction]]:
+        """Yield the predictions from `since` on and before `until`, in order of id, in pages.
+
+        Each page is read on its own, and what is logged meanwhile is left out. `advance` is told
+        what share is done.
+        """
+        [(first, last)] = self._read(
+            f"""SELECT ifnull(min(id), 1) - 1, ifnull(max(id), 0) FROM "{self._table}" """  # noqa: S608
+        )
+        if since is not None:
+            known = "SELECT min(first_id) - 1 FROM hours WHERE hour >= substr(?, 1, 13)"
+            [(start,)] = self._read(known, (since,))
+            first = max(first, last if start is None else start)
+        for start in range(first, last, PAGE_ROWS):
+            read = self._read(
+                f"{self._select} WHERE id > ? AND id <= ? "
+                "AND timestamp >= ? AND timestamp < ? ORDER BY id",
+                (start, min(start + PAGE_ROWS, last), since or "", until or "~"),
+            )
+            if read:
+                yield [Prediction(*row) for row in read]
+            advance(min(1, (start + PAGE_ROWS - first) / (last - first)))
+
+    def prune(self, *, before: str | None = None, largest: int | None = None) -> int:
+        """Delete up to `PRUNED_ROWS` of the oldest rows, refused requests too; return how many.
+
+        Those with a timestamp earlier than `before`, and as long as the database holds more than
+        `largest` bytes. Call it until it returns 0: between calls others can write. The newest row
+        stays, whatever its age, for the text file is recognised by it. What was counted stays
+        counted. Space goes back to the disk, if the database was made by this version or later;
+        else new rows use it.
+
+        Raises `LogUnavailableError` if it cannot be done.
+        """
+        with self._lock, self._writing() as connection:
+            deleted = 0
+            if before is not None:
+                deleted = sum(self._delete_oldest(table, before) for table in self._tables)
+            if not deleted and largest is not None and self._used_bytes() > largest:
+                # Of both tables, that which has the older row.
+                oldest: list[Any] = [
+                    (stamp, table)
+                    for table in self._tables
+                    for (stamp,) in connection.execute(
+                        f'SELECT timestamp FROM "{table}" ORDER BY id LIMIT 1'  # noqa: S608
+                    ).fetchall()
+                ]
+                for _, table in sorted(oldest):
+                    deleted = deleted or self._delete_oldest(table, "~")
+        if not deleted:
+            self._give_back()
+        return deleted
+
+    @property
+    def _tables(self) -> tuple[str, str]:
+        return self._table, "failures"
+
+    def _delete_oldest(self, table: str, before: str) -> int:
+        self._writer.execute(
+            f"""DELETE FROM "{table}" WHERE timestamp < ?
+                AND id < (SELECT max(id) FROM "{table}")
+                AND id IN (SELECT id FROM "{table}" ORDER BY id LIMIT ?)""",  # noqa: S608
+            (before, PRUNED_ROWS),
+        )
+        return self._writer.changes()
+
+    def _used_bytes(self) -> int:
+        free = int(str(self._writer.pragma("freelist_count")))
+        pages = int(str(self._writer.pragma("page_count")))
+        return (pages - free) * int(str(self._writer.pragma("page_size")))
+
+    def _give_back(self) -> None:
+        """Shorten the file by its free pages, a few at a time, so that nobody waits for long."""
+        before = None
+        while True:
+            with self._lock, self._writing() as connection:
+                free = connection.pragma("freelist_count")
+                if not free or free == before:
+                    return
+                before = free
+                connection.execute(f"PRAGMA incremental_vacuum({PAGES_GIVEN_BACK})").fetchall()
 
     def close(self) -> None:
         """Move what was written into the main database file, and let go of it. Raises nothing."""

@@ -9,9 +9,13 @@ turns. So every accident has one remedy, applied when the file is next written:
 =============================================  ====================================================
 a line torn by a crash, or garbage after it    cut off
 rows missing, because a process died           read from the database
-the file was deleted or moved                  written anew from the first row
+the file was deleted or moved                  written anew, from the row after the last full file
 no line in it belongs to the database          moved aside, never overwritten, and written anew
 =============================================  ====================================================
+
+A file that has grown to a given size is renamed after the id in its last line
+(`predictions.log.000000012345`) under that same lock, and the next one goes on after it: together
+they hold each line once, however many processes write.
 
 The file is not synced to disk: after a power cut it is mended like after any other crash.
 """
@@ -22,6 +26,7 @@ import contextlib
 import datetime
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,11 +42,21 @@ class LogFile:
     """The file at `path`, which follows the rows that `rows_after(id, limit)` reads.
 
     `rows_after` returns committed rows with a greater id, in order of id, at most `limit`.
-    Not thread-safe: the log calls it under its own lock.
+    A file of `largest` bytes is full and is renamed (0: never); the newest `keep` of those stay
+    (0: all). Not thread-safe: the log calls it under its own lock.
     """
 
-    def __init__(self, path: Path, rows_after: Callable[[int, int], Sequence[Prediction]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rows_after: Callable[[int, int], Sequence[Prediction]],
+        *,
+        largest: int = 0,
+        keep: int = 0,
+    ) -> None:
         self.path = path
+        self._largest = largest
+        self._keep = keep
         self._rows_after = rows_after
         # Inode and size as this process left the file, and the id in its last line. While they
         # are the same nobody else has written, and the tail need not be read.
@@ -69,6 +84,8 @@ class LogFile:
                     size += _append(descriptor, size, b"".join(map(as_line, rows)))
                     last_id = rows[-1].id
                 self._left = (os.fstat(descriptor).st_ino, size, last_id)
+                if rows and self._largest and size >= self._largest:
+                    self._rotate(last_id)
                 return from_memory or len(rows) < ROWS_PER_STEP
 
     @contextlib.contextmanager
@@ -103,13 +120,40 @@ class LogFile:
         if found is None:
             return None
         size, last_id, prediction_id = found
-        if last_id:
-            row = next(iter(self._rows_after(last_id - 1, 1)), None)
-            if row is None or (row.id, row.prediction_id) != (last_id, prediction_id):
-                return None
+        if not last_id:
+            last_id = self._end_of_full()
+        elif not self._is_ours(last_id, prediction_id):
+            return None
         if size < status.st_size:
             os.ftruncate(descriptor, size)
         return size, last_id
+
+    def _is_ours(self, last_id: int, prediction_id: str) -> bool:
+        row = next(iter(self._rows_after(last_id - 1, 1)), None)
+        return row is not None and (row.id, row.prediction_id) == (last_id, prediction_id)
+
+    def full(self) -> list[Path]:
+        """Return the full files, oldest first."""
+        found = self.path.parent.glob(f"{self.path.name}.*")
+        names = [path for path in found if re.fullmatch(r"\.\d{12,}", path.suffix)]
+        return sorted(names, key=lambda path: int(path.suffix[1:]))
+
+    def _end_of_full(self) -> int:
+        """Return the id in the last line of the newest full file; 0 if it is not of this log."""
+        for path in reversed(self.full()):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found = _last_line(descriptor, os.fstat(descriptor).st_size)
+            finally:
+                os.close(descriptor)
+            if found and found[1] and self._is_ours(*found[1:]):
+                return found[1]
+        return 0
+
+    def _rotate(self, last_id: int) -> None:
+        self.path.rename(self.path.with_name(f"{self.path.name}.{last_id:012}"))
+        for path in self.full()[: -self._keep] if self._keep else ():
+            path.unlink(missing_ok=True)
 
     def _move_aside(self) -> None:
         now = datetime.datetime.now(datetime.UTC)
