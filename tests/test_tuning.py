@@ -39,7 +39,7 @@ from mlops.package.bundle import open_bundle
 from mlops.settings import Settings, read_settings
 from mlops.track.runs import Tracking
 from mlops.usecase import Candidate, Range, UseCase
-from mlops.usecases import USE_CASES
+from mlops.usecases import USE_CASES, find
 
 # What MLflow does with other libraries is not ours to mend.
 pytestmark = pytest.mark.filterwarnings(
@@ -303,12 +303,29 @@ def answer(team: Workers, task: Task) -> Outcome:
     return found[0][1]
 
 
-def test_a_process_scores_as_this_one_does_and_its_death_is_an_error_that_says_what_to_do():
-    task = Task(DISCRIMINANT, {"solver": "lsqr", "shrinkage": 0.1}, 3)
-    wrong = Task(DISCRIMINANT, {"solver": "none"}, 0)
-    with contextlib.closing(Workers(rows_of(IRIS), 1)) as team:
-        assert answer(team, task) == rows_of(IRIS).score(task)
-        assert "solver" in answer(team, wrong).trouble
+@pytest.mark.parametrize(
+    ("use_case", "task", "wrong"),
+    [
+        (
+            USE_CASES["housing"],
+            Task("DecisionTree", {"max_depth": 4}, 3),
+            Task("DecisionTree", {"max_depth": -4}, 0),
+        ),
+        (
+            IRIS,
+            Task(DISCRIMINANT, {"solver": "lsqr", "shrinkage": 0.1}, 3),
+            Task(DISCRIMINANT, {"solver": "none"}, 0),
+        ),
+    ],
+    ids=["housing", "iris"],
+)
+def test_a_process_scores_as_this_one_does_and_its_death_is_an_error_that_says_what_to_do(
+    use_case, task, wrong
+):
+    rows = rows_of(use_case, parts_of(use_case.name))
+    with contextlib.closing(Workers(rows, 1, find)) as team:
+        assert answer(team, task) == rows.score(task)
+        assert next(iter(wrong.parameters)) in answer(team, wrong).trouble
         team.processes[0].kill()
         with pytest.raises(TrainingError, match=r"ended with -9 — .*--jobs"):
             answer(team, task)

@@ -11,27 +11,37 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from mlops.build.tuning import Outcome, Rows, Task
 from mlops.errors import TrainingError
+from mlops.usecase import UseCase
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 
 class Workers:
-    """A team of processes. Ended, whatever they are at, by `close`."""
+    """A team of processes. Ended, whatever they are at, by `close`.
 
-    def __init__(self, rows: Rows, count: int) -> None:
+    Each looks up the use case itself, by `find` and its name: a declaration may hold what cannot be
+    sent to another process (a lambda).
+    """
+
+    def __init__(self, rows: Rows, count: int, find: Callable[[str], UseCase]) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []
         self.busy: set[int] = set()
+        given = find, rows.use_case.name, rows.X, rows.y
         with _deaf_to_ctrl_c():
             for _ in range(count):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, rows), daemon=True)
+                process = context.Process(target=_work, args=(theirs, *given), daemon=True)
                 process.start()
                 theirs.close()  # so that its end, should it die, is the end of the pipe
                 self.pipes.append(ours)
@@ -75,9 +85,12 @@ class Workers:
         )
 
 
-def _work(tasks: Connection, rows: Rows) -> None:
+def _work(
+    tasks: Connection, find: Callable[[str], UseCase], name: str, X: pd.DataFrame, y: np.ndarray
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    rows = Rows(find(name), X, y)
     with contextlib.suppress(EOFError, OSError):
         while True:
             tasks.send(rows.score(tasks.recv()))

@@ -169,7 +169,7 @@ def _search(
     ):
         team: Workers | Here = Here(rows)
         if count > 1:
-            team = Workers(rows, count)
+            team = Workers(rows, count, find)
             stack.callback(team.close)
         best = study.best()
         advance(_so_far(best))
