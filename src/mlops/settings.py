@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         description="Connections at once; more: 503 with `Retry-After`",
     )
     max_waiting: int = Field(
-        512,
+        1000,
         ge=1,
         le=100_000,
         validation_alias="MAX_WAITING",

@@ -42,7 +42,7 @@ class Limits:
     """What one server process lets happen at once. Times are in seconds, sizes in bytes."""
 
     connections: int = 1_000
-    waiting: int = 512
+    waiting: int = 1_000
     seconds: int = 10
     body: int = 16 * 1024 * 1024
 
