@@ -33,7 +33,8 @@ _VERBS = {
     "logs": "mlops.loop.logs",
     "metrics": "mlops.loop.metrics",
     "show": "mlops.loop.show",
-    "runs": "mlops.loop.show",
+    "runs": "mlops.loop.runs",
+    "report": "mlops.loop.diagnose",
     "serve": "mlops.loop.serve",
     "up": "mlops.loop.up",
 }

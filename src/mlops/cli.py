@@ -330,15 +330,45 @@ def tune(
 
 
 @app.command()
-def runs(use_case: UseCaseName, as_json: AsJson = False) -> None:
-    """List the tracked runs of a use case, newest first.
+def runs(
+    use_case: UseCaseName,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every run, not only the newest of each candidate")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the runs of a use case: spread over the folds, and the difference to the best.
 
-    Example: `mlops runs housing`
+    The 95 % interval is that of paired folds (Nadeau and Bengio 2003); where it contains 0, the
+    two are called a tie.
+
+    Examples: `mlops runs housing` · `mlops runs housing --all`
     """
-    from mlops.loop.show import runs as run
+    from mlops.loop.runs import runs as run
 
-    result = run(use_case)
+    result = run(use_case, every=every, report=_report())
     _print(result, as_json, lambda: tables.runs(use_case, result, _out))
+
+
+@app.command()
+def report(
+    use_case: UseCaseName,
+    version: Annotated[
+        int | None, typer.Option(help="A registered version; the champion, unless told")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="The file to write; unset: in `models/reports/`")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a report with figures as one HTML file that opens without a network; print its path.
+
+    Examples: `mlops report housing` · `mlops report iris --version 2 --to forest.html`
+    """
+    from mlops.loop.diagnose import report as run
+
+    result = run(use_case, version=version, to=to, report=_report())
+    _print(result, as_json, lambda: _out.print(result.path, soft_wrap=True, highlight=False))
 
 
 @app.command()

@@ -215,18 +215,32 @@ def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -
     if not result:
         _line(console, f"{use_case} has no runs yet: train it with: mlops train {use_case}")
         return
-    names = [name for name in result[0]["metrics"] if not name.startswith(("cv_", "train_"))]
-    table = _table("run", "candidate", "started", *names, "commit", "bundle")
+    metric, folds = result[0]["metric"], len(result[0]["fold_scores"])
+    table = _table(
+        "candidate", metric, "test", "to the best", "95 % interval", "verdict", "version", "run"
+    )
+    for column in table.columns:
+        column.no_wrap = True
     for one in result:
+        compared = one["mean"] is not None
+        differs = compared and one["verdict"] != "best"
+        bounded = differs and one["low"] is not None
         table.add_row(
-            one["run_id"][:SHORT_HASH],
             one["candidate"],
-            _local_time(one["start_time"] / 1000),
-            *(f"{one['metrics'].get(name, float('nan')):.4f}" for name in names),
-            one["commit"][:8],
-            one["tags"].get("bundle", "")[:SHORT_HASH],
+            f"{one['mean']:.4f} ± {_number(one['std'])}" if compared else "",
+            _number(one["score"]),
+            f"{one['difference']:+.4f}" if differs else "",
+            f"{one['low']:+.4f} to {one['high']:+.4f}" if bounded else "",
+            one["verdict"],
+            _number(one["version"]),
+            f"{one['run_id'][:SHORT_HASH]} of {_local_time(one['start_time'] / 1000)[:16]}",
         )
     console.print(table)
+    _line(
+        console,
+        f"{metric} is mean ± spread over {folds} folds. Differences are paired, fold by fold, with "
+        "Nadeau and Bengio's interval (2003); a tie: it contains 0.",
+    )
 
 
 def shown(result: Mapping[str, Any], console: Console) -> None:
@@ -384,6 +398,12 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{name} {_value(item)}" for name, item in value.items())
     return str(value)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _local_time(seconds: float) -> str:

@@ -111,6 +111,18 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Coordinates:
+    """The two fields that say where a row is, so that errors can be drawn on a map.
+
+    `outline` is a line of (longitude, latitude) in degrees to draw behind them, or empty.
+    """
+
+    longitude: str
+    latitude: str
+    outline: tuple[tuple[float, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Source:
     """A raw table and where it came from."""
 
@@ -126,6 +138,7 @@ class UseCase:
     `load` returns the raw table in data-file columns. `metric` decides (higher is better).
     `rules` hold in every row. `key` names columns that tell one row from all others, if any do;
     `unique_rows` says that two equal rows are one row twice, not two alike.
+    `coordinates` is for rows that lie somewhere on a map.
     """
 
     name: str
@@ -143,6 +156,7 @@ class UseCase:
     rules: tuple[Rule, ...] = ()
     key: tuple[str, ...] = ()
     unique_rows: bool = False
+    coordinates: Coordinates | None = None
 
     @property
     def fields(self) -> tuple[str, ...]:

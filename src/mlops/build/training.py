@@ -52,7 +52,7 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
     started = time.perf_counter()
     X, y = split.X_train, split.y_train
     folds = [score_fold(use_case, candidate, X, y, number) for number in range(FOLDS)]
-    pipeline = _fit(candidate, use_case, X, y)
+    pipeline = fit(candidate, use_case, X, y)
     metrics = scores(use_case, split.y_test, pipeline.predict(split.X_test))
     for name in folds[0]:
         values = [fold[name] for fold in folds]
@@ -72,7 +72,7 @@ def score_fold(
 ) -> dict[str, float]:
     """Fit on all rows but those of one fold, number 0 to `FOLDS` - 1, and score these."""
     fit_rows, held_out = list(_folds(use_case).split(X, y))[number]
-    pipeline = _fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows])
+    pipeline = fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows])
     return scores(use_case, y[held_out], pipeline.predict(X.iloc[held_out]))
 
 
@@ -109,7 +109,8 @@ def _folds(use_case: UseCase) -> KFold | StratifiedKFold:
     return kind(n_splits=FOLDS, shuffle=True, random_state=SEED)
 
 
-def _fit(candidate: Candidate, use_case: UseCase, X: pd.DataFrame, y: np.ndarray) -> Pipeline:
+def fit(candidate: Candidate, use_case: UseCase, X: pd.DataFrame, y: np.ndarray) -> Pipeline:
+    """Fit a candidate's whole pipeline. Raises `TrainingError` if it does not converge."""
     pipeline = unfitted_pipeline(use_case, candidate)
     try:
         with warnings.catch_warnings():

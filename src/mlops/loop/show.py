@@ -9,7 +9,6 @@ from mlops.errors import BundleError
 from mlops.improve.ledger import Ledger
 from mlops.package.bundle import open_bundle
 from mlops.settings import Settings, read_settings
-from mlops.track.runs import Tracking
 from mlops.usecases import find
 
 
@@ -36,16 +35,6 @@ def show(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
         ],
         "decisions": [dataclasses.asdict(decision) for decision in decisions],
     }
-
-
-def runs(name: str, *, settings: Settings | None = None) -> list[dict[str, Any]]:
-    """Return the tracked runs of a use case, newest first."""
-    settings = settings or read_settings()
-    use_case = find(name)
-    tracking = Tracking(settings.home, settings.tracking_uri, settings.registry_uri)
-    if tracking.local and not (settings.home / "mlflow.db").exists():
-        return []
-    return tracking.runs(use_case.name)
 
 
 def _sealed(settings: Settings, bundle: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Recorder:
         }
         note = Pending(attempt, stated["experiment"], stated["candidate"], utc_now())
         _keep(self._settings, note, {**stated, "tags": tags, "started_ms": started_ms})
-        return Run(UNTRACKED + attempt, "")
+        return Run(UNTRACKED + attempt, "", started_ms)
 
     def register(
         self, ledger: Ledger, use_case: UseCase, candidate: str, run: Run, bundle: str

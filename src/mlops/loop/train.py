@@ -19,7 +19,9 @@ from mlops.build.profile import golden_rows, reference_profile, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
 from mlops.improve.ledger import Ledger, Version, utc_now
+from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
 from mlops.loop.report import Report, Silent
+from mlops.loop.runs import keep_run
 from mlops.loop.track import Recorder
 from mlops.package.bundle import golden_answers, open_bundle, seal
 from mlops.package.export import to_onnx
@@ -98,14 +100,19 @@ def train(
 
     trained: list[Trained] = []
     runs: dict[str, Run] = {}
+    diagnoses: dict[str, dict[str, Any]] = {}
     with report.steps(f"{name}: training", len(candidates)) as advance:
         for candidate in candidates:
             advance(candidate.name)
             one = train_candidate(use_case, candidate, parts)
             _write_pickle(one, settings.models)
-            runs[candidate.name] = _track(
-                recorder, use_case, table, parts, one, origins.get(candidate.name, {})
+            numbers = diagnose(use_case, one, parts, report)
+            files = drawn(use_case, candidate.name, numbers, report)
+            run = _track(
+                recorder, use_case, table, parts, one, files, origins.get(candidate.name, {})
             )
+            _keep(settings, use_case, table, parts, one, run)
+            runs[candidate.name], diagnoses[candidate.name] = run, numbers
             trained.append(one)
     best = winner(use_case, trained)
     scores_to_beat = baseline(use_case, parts)
@@ -122,6 +129,8 @@ def train(
             bundle = _seal(use_case, table, parts, one, scores_to_beat, settings, origin)
             run = runs[one.candidate.name]
             registered.append(recorder.register(ledger, use_case, one.candidate.name, run, bundle))
+            keep_diagnosis(settings, use_case, bundle, diagnoses[one.candidate.name], report)
+            _keep(settings, use_case, table, parts, one, run, bundle)
     return Training(
         use_case=name,
         metric=use_case.metric,
@@ -205,6 +214,7 @@ def _track(
     table: Table,
     parts: Split,
     one: Trained,
+    files: dict[str, bytes],
     origin: dict[str, str],
 ) -> Run:
     return recorder.log_run(
@@ -212,6 +222,8 @@ def _track(
         candidate=one.candidate.name,
         pipeline=one.pipeline,
         metrics={**one.metrics, "train_seconds": one.seconds},
+        fold_scores={f"cv_{use_case.metric}_fold": one.fold_scores},
+        files=files,
         training_table=table.frame,
         X=parts.X_test,
         predictions=one.pipeline.predict(parts.X_test.head(1)),
@@ -225,8 +237,40 @@ def _track(
             "rows_train": len(parts.X_train),
             "rows_test": len(parts.X_test),
         },
-        tags={"use_case": use_case.name, **origin},
+        tags={
+            "use_case": use_case.name,
+            "held_out_fingerprint": parts.fingerprint,
+            **origin,
+        },
     )
+
+
+def _keep(
+    settings: Settings,
+    use_case: UseCase,
+    table: Table,
+    parts: Split,
+    one: Trained,
+    run: Run,
+    bundle: str = "",
+) -> None:
+    """Note the run in this folder too, in the shape in which tracking lists it."""
+    noted = {
+        "run_id": run.run_id,
+        "candidate": one.candidate.name,
+        "status": "FINISHED",
+        "start_time": run.started_ms,
+        "metrics": {**one.metrics, "train_seconds": one.seconds},
+        "tags": {
+            "use_case": use_case.name,
+            "data_fingerprint": table.fingerprint,
+            "held_out_fingerprint": parts.fingerprint,
+            **({"bundle": bundle} if bundle else {}),
+        },
+        "commit": commit(settings.home),
+        "fold_scores": list(one.fold_scores),
+    }
+    keep_run(use_case, noted, settings)
 
 
 def _seal(

@@ -21,6 +21,7 @@ import queue
 import re
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
 import warnings
@@ -55,10 +56,11 @@ MLFLOW_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run and the model logged in it."""
+    """A finished run and the model logged in it. `started_ms` is its time in MLflow's unit."""
 
     run_id: str
     model_uri: str
+    started_ms: int = 0
 
 
 class Tracking:
@@ -113,12 +115,15 @@ class Tracking:
         origin: str,
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
+        fold_scores: Mapping[str, Sequence[float]] | None = None,
+        files: Mapping[str, bytes] | None = None,
         started_ms: int | None = None,
     ) -> Run:
         """Log one candidate as a run of `experiment`, begun now unless told.
 
-        `tags` win over what would be said of this process, its user and the commit. Raises
-        `TrackingError`.
+        `fold_scores` are the values of metrics in each fold, which becomes their step; `files` are
+        artifacts by their path. `tags` win over what would be said of this process, its user and
+        the commit. Raises `TrackingError`.
         """
         with self.errors():
             import mlflow
@@ -148,7 +153,14 @@ class Tracking:
             stated |= {k: str(v)[:PARAMETER_LENGTH] for k, v in parameters.items()}
             client.log_batch(
                 run_id,
-                metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+                metrics=[
+                    *(Metric(name, value, now, 0) for name, value in metrics.items()),
+                    *(
+                        Metric(name, value, now, fold)
+                        for name, values in (fold_scores or {}).items()
+                        for fold, value in enumerate(values, 1)
+                    ),
+                ],
                 params=[Param(name, value) for name, value in stated.items()],
                 tags=[RunTag("model_family", type(pipeline[-1]).__module__.split(".")[0])],
             )
@@ -160,6 +172,7 @@ class Tracking:
                     training_table, name=experiment, digest=fingerprint[:32]
                 )
                 mlflow.log_input(dataset, context="training")
+                self._log_files(run_id, files or {})
                 model = mlflow.sklearn.log_model(
                     pipeline,
                     name=candidate,
@@ -171,7 +184,16 @@ class Tracking:
                     input_example=X.head(EXAMPLE_ROWS),
                     pip_requirements=requirements(),
                 )
-            return Run(run_id, model.model_uri)
+            return Run(run_id, model.model_uri, now)
+
+    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            if files:
+                self.client.log_artifacts(run_id, folder)
 
     def finished(self, experiment: str, attempt: str) -> Run | None:
         """Return the run tagged with that `attempt` if it is whole; remove what is not."""
@@ -287,7 +309,7 @@ class Tracking:
                 self.client.set_tag(run_id, name, value)
 
     def runs(self, experiment: str, most: int = 200) -> list[dict[str, Any]]:
-        """Return the runs of an experiment, newest first."""
+        """Return the runs of an experiment that trained a candidate, newest first."""
         with self.errors():
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
@@ -303,9 +325,18 @@ class Tracking:
                     "commit": run.data.tags.get("mlflow.source.git.commit", "unknown"),
                 }
                 for run in self.client.search_runs(
-                    [found.experiment_id], max_results=most, order_by=["attributes.start_time DESC"]
+                    [found.experiment_id],
+                    f"tags.use_case = '{experiment}'",
+                    max_results=most,
+                    order_by=["attributes.start_time DESC"],
                 )
             ]
+
+    def history(self, run_id: str, metric: str) -> list[float]:
+        """Return the values of a metric, by their step."""
+        with self.errors():
+            found = self.client.get_metric_history(run_id, metric)
+            return [point.value for point in sorted(found, key=lambda point: point.step)]
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

@@ -16,10 +16,38 @@ from importlib import resources
 from typing import Any
 
 from mlops.errors import DataError
-from mlops.usecase import Candidate, Feature, Range, Ratio, Rule, Source, Target, UseCase
+from mlops.usecase import (
+    Candidate,
+    Coordinates,
+    Feature,
+    Range,
+    Ratio,
+    Rule,
+    Source,
+    Target,
+    UseCase,
+)
 
 RAW_TABLE = "california_housing_1990.csv"
 RAW_TABLE_SHA256 = "8a5396dba2c96ff32351fff11af69e8bfe9c08e572cafb38591f50daa75e368c"
+
+CALIFORNIA = (
+    # Oregon's border, Nevada's, the Colorado river, Mexico's border
+    *((-124.21, 42.00), (-120.00, 42.00), (-120.00, 39.00), (-114.63, 35.00), (-114.57, 34.83)),
+    *((-114.38, 34.45), (-114.14, 34.30), (-114.42, 34.08), (-114.53, 33.93), (-114.50, 33.70)),
+    *((-114.53, 33.60), (-114.71, 33.40), (-114.68, 33.23), (-114.46, 32.91), (-114.53, 32.76)),
+    *((-114.72, 32.72), (-117.12, 32.53)),
+    # the coast, from San Diego to Crescent City
+    *((-117.24, 32.67), (-117.28, 32.85), (-117.39, 33.19), (-117.71, 33.46), (-118.00, 33.65)),
+    *((-118.19, 33.76), (-118.42, 33.75), (-118.50, 34.01), (-118.81, 34.00), (-119.11, 34.09)),
+    *((-119.29, 34.27), (-119.69, 34.40), (-120.47, 34.45), (-120.65, 34.58), (-120.67, 34.90)),
+    *((-120.64, 35.14), (-120.90, 35.25), (-120.86, 35.37), (-121.28, 35.67), (-121.57, 36.02)),
+    *((-121.90, 36.31), (-121.94, 36.64), (-121.79, 36.80), (-122.03, 36.95), (-122.39, 37.18)),
+    *((-122.50, 37.50), (-122.51, 37.78), (-122.70, 37.90), (-123.02, 37.99), (-123.07, 38.30)),
+    *((-123.74, 38.95), (-123.81, 39.44), (-124.07, 40.03), (-124.35, 40.26), (-124.41, 40.44)),
+    *((-124.15, 41.06), (-124.20, 41.75), (-124.21, 42.00)),
+)
+"""The state's outline as (longitude, latitude), coarse: to recognise, not to measure by."""
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +199,7 @@ HOUSING = UseCase(
         ),
     ),
     metric="r2_score",
+    coordinates=Coordinates("longitude", "latitude", CALIFORNIA),
     examples={
         "a block group in Berkeley": {
             "total_rooms": 880.0,
