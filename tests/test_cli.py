@@ -89,7 +89,8 @@ def test_every_verb_has_help_with_an_example_of_itself(verb, capsys):
 
 def test_the_verbs_are_those_of_the_loop():
     assert set(VERBS) >= {
-        *("prepare", "train", "runs", "show", "promote", "serve", "predict", "logs"),
+        *("prepare", "train", "runs", "report", "show", "promote", "serve", "predict"),
+        "logs",
         *("up", "down", "status"),
     }
 
@@ -124,6 +125,7 @@ def test_a_misspelt_verb_or_option_ends_with_2_and_no_traceback(command, line):
         ("prepare boston", "there is no use case 'boston' — declared are: housing, iris"),
         ("train boston", "there is no use case 'boston' — declared are: housing, iris"),
         ("runs boston", "there is no use case 'boston' — declared are: housing, iris"),
+        ("report boston", "there is no use case 'boston' — declared are: housing, iris"),
         ("show boston", "there is no use case 'boston' — declared are: housing, iris"),
         ("promote boston", "there is no use case 'boston' — declared are: housing, iris"),
         ("logs boston", "there is no use case 'boston' — declared are: housing, iris"),
@@ -267,6 +269,8 @@ def test_every_verb_that_prints_json_prints_nothing_else_on_stdout(command, home
     assert "iris: training …" in trained.err
     assert command("prepare", "iris", "--json").json["rows"] == 150
     assert command("runs", "iris", "--json").json[0]["candidate"] == "LinearDiscriminantAnalysis"
+    written = command("report", "iris", "--version", "2", "--to", "forest.html", "--json").json
+    assert (written["path"], written["candidate"]) == ("forest.html", "RandomForest")
     assert command("show", "iris", "--json").json["champion"] == 3
     promoted = command("promote", "iris", "2", "--json").json
     assert (promoted["version"]["version"], promoted["previous"]) == (2, 3)
@@ -304,7 +308,8 @@ def test_tables_for_people_hold_the_same_and_progress_is_on_stderr(command):
     assert "Iris: classification of predicted_class (species)" in shown
     assert "3 champion   LinearDiscriminantAnalysis   1.0000" in shown
     assert "promote    3         1        every gate let it pass" in shown
-    assert "LinearDiscriminantAnalysis" in command("runs", "iris").out
+    assert "LinearDiscriminantAnalysis   0.9750 ± 0.0373   1.0000" in command("runs", "iris").out
+    assert command("report", "iris").out == "models/reports/iris-version-3.html\n"
     assert command("promote", "iris", "3").out == "iris: version 3 is champion already\n"
     assert "setosa 1.0000" in command("predict", "iris", *SETOSA).out
     assert "petal_width=0.2" in command("logs", "iris").out

@@ -28,7 +28,7 @@ from mlops.errors import TrackingError
 from mlops.improve.ledger import Ledger
 from mlops.loop import promote as promoting
 from mlops.loop.promote import promote
-from mlops.loop.show import runs
+from mlops.loop.runs import runs
 from mlops.loop.train import train
 from mlops.package.bundle import open_bundle
 from mlops.settings import Settings, read_settings
@@ -81,7 +81,11 @@ def test_a_run_has_its_scores_under_their_names_and_its_settings(tracking, use_c
     names = SCORES[use_case.name]
     cross_validated = {f"cv_{name}_{what}" for name in names for what in ("mean", "std")}
     for run in found_runs(tracking, use_case.name).values():
-        assert set(run.data.metrics) == names | cross_validated | {"train_seconds"}
+        folds = f"cv_{use_case.metric}_fold"
+        assert set(run.data.metrics) == names | cross_validated | {folds, "train_seconds"}
+        scores = [p.value for p in tracking.client.get_metric_history(run.info.run_id, folds)]
+        assert np.mean(scores) == pytest.approx(run.data.metrics[f"cv_{use_case.metric}_mean"])
+        assert tracking.history(run.info.run_id, folds) == scores
         assert run.data.params["seed"] == "42"
         assert run.data.params["folds"] == "5"
         assert run.data.params["test_share"] == "0.2"
@@ -185,15 +189,6 @@ def test_the_registered_champion_loads_in_mlflow_and_answers_as_the_bundle_does(
     expected = opened.model.run(rows[list(use_case.fields)].to_numpy()).prediction
     shuffled = rows[rows.columns[::-1]]
     np.testing.assert_allclose(model.predict(shuffled), expected, rtol=1e-9)
-
-
-def test_runs_are_listed_newest_first_with_scores_commit_and_bundle(trained):
-    listed = runs("iris", settings=read_settings(MLOPS_HOME=trained))
-    assert [one["candidate"] for one in listed] == [c.name for c in IRIS.candidates][::-1]
-    assert all(one["metrics"]["accuracy"] > 0.8 for one in listed)
-    assert sum("bundle" in one["tags"] for one in listed) == 2
-    started = [one["start_time"] for one in listed]
-    assert started == sorted(started, reverse=True)
 
 
 def test_before_the_first_training_there_are_no_runs_and_none_are_made(tmp_path):
@@ -452,6 +447,7 @@ def test_tracking_costs_less_than_a_second_a_run(tmp_path, empty_store):
             candidate="Trivial",
             pipeline=pipeline,
             metrics={"r2_score": 1.0},
+            fold_scores=("cv_r2_score_fold", (1.0, 1.0)),
             training_table=table,
             X=X,
             predictions=pipeline.predict(X),
@@ -483,6 +479,7 @@ def test_the_evidence_of_a_run_is_whole_or_the_run_is_marked_failed(tmp_path, em
             candidate="Unpicklable",
             pipeline=pipeline,
             metrics={},
+            fold_scores=("cv_accuracy_fold", ()),
             training_table=X,
             X=X,
             predictions=pipeline.predict(X),

@@ -217,10 +217,16 @@ def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -
         return
     metric, folds = result[0]["metric"], len(result[0]["fold_scores"])
     table = _table(
-        "candidate", metric, "test", "to the best", "95 % interval", "verdict", "version", "run"
+        "candidate",
+        metric,
+        "test",
+        "to best",
+        "95 % interval",
+        "verdict",
+        "version",
+        "run",
+        "begun",
     )
-    for column in table.columns:
-        column.no_wrap = True
     for one in result:
         compared = one["mean"] is not None
         differs = compared and one["verdict"] != "best"
@@ -233,7 +239,8 @@ def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -
             f"{one['low']:+.4f} to {one['high']:+.4f}" if bounded else "",
             one["verdict"],
             _number(one["version"]),
-            f"{one['run_id'][:SHORT_HASH]} of {_local_time(one['start_time'] / 1000)[:16]}",
+            one["run_id"][:SHORT_HASH],
+            _local_time(one["start_time"] / 1000)[5:16],
         )
     console.print(table)
     _line(

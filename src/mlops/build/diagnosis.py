@@ -27,6 +27,8 @@ PERMUTED_ROWS = 1_000
 PERMUTATIONS = 5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 10
+BINS_OF_FEW = 5
+FEW_ROWS = 500
 Z_95 = 1.959963984540054
 
 
@@ -121,15 +123,16 @@ def calibration(actual: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any
 def reliability(actual: np.ndarray, probabilities: np.ndarray | None) -> list[list[dict[str, Any]]]:
     """For each class, compare the probability stated with how often the class came.
 
-    Probabilities are binned in ten equal widths; empty bins are left out. `low` and `high` bound
-    the share at 95 % (Wilson 1927, which stays within 0 and 1 for few rows).
+    Probabilities are binned in ten equal widths (five below 500 rows); empty bins are left out.
+    `low` and `high` bound the share at 95 % (Wilson 1927, which suits few rows).
     """
     if probabilities is None:
         raise ValueError("the model states no probabilities")
+    width = BINS if len(actual) >= FEW_ROWS else BINS_OF_FEW
     found = []
     for number, stated in enumerate(probabilities.T):
         came = actual == number
-        bins = np.minimum((stated * BINS).astype(int), BINS - 1)
+        bins = np.minimum((stated * width).astype(int), width - 1)
         found.append(
             [_reliability_bin(stated[bins == one], came[bins == one]) for one in np.unique(bins)]
         )
@@ -137,15 +140,16 @@ def reliability(actual: np.ndarray, probabilities: np.ndarray | None) -> list[li
 
 
 def _reliability_bin(stated: np.ndarray, came: np.ndarray) -> dict[str, Any]:
-    n, share = len(came), float(came.mean())
-    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 * np.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n)) / (1 + Z_95**2 / n)
+    from scipy.stats import binomtest
+
+    share = binomtest(int(came.sum()), len(came))
+    interval = share.proportion_ci(method="wilson")
     return {
-        "rows": n,
+        "rows": len(came),
         "stated": float(stated.mean()),
-        "came": share,
-        "low": float(max(0.0, centre - half)),
-        "high": float(min(1.0, centre + half)),
+        "came": float(share.statistic),
+        "low": float(interval.low),
+        "high": float(interval.high),
     }
 
 

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 Numbers = Mapping[str, Any]
 """A diagnosis: sections by name, as `mlops.build.diagnosis` makes them."""
 
-WIDTH, HEIGHT = 4.8, 3.5
+WIDTH, HEIGHT = 4.3, 3.2
 """Inches; small, so that text stays readable where the page is as narrow as a telephone."""
 
-DOTS_PER_INCH = 120
+DOTS_PER_INCH = 140
 INK, FAINT, LINE, PAPER = "#1b1f24", "#667085", "#d5d9e0", "#fffffe"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 DOTS = "#3b8fc9"
@@ -98,7 +98,7 @@ def draw(
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, HEIGHT))
         # Fixed margins: matplotlib's own search for them doubles the cost of a figure.
-        figure.subplots_adjust(0.13, 0.14, 0.97, 0.91 if title else 0.97, wspace=0.06)
+        figure.subplots_adjust(0.145, 0.155, 0.97, 0.91 if title else 0.97, wspace=0.06)
         DRAWN[name](figure, use_case, numbers)
         if title:
             figure.suptitle(title, x=0.015, y=0.985, ha="left", fontsize=9, fontweight="bold")
@@ -197,7 +197,7 @@ def _confusion_matrix(figure: Figure, use_case: UseCase, numbers: Numbers) -> No
     from matplotlib.patches import Rectangle
 
     longest = max(len(label) for label in use_case.target.labels)
-    figure.subplots_adjust(left=min(0.5, 0.08 + 0.0148 * longest))
+    figure.subplots_adjust(left=min(0.5, 0.09 + 0.0165 * longest))
     axes = figure.subplots()
     counts = np.array(numbers["confusion_matrix"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -220,6 +220,9 @@ def _confusion_matrix(figure: Figure, use_case: UseCase, numbers: Numbers) -> No
 
 
 def _calibration(figure: Figure, use_case: UseCase, numbers: Numbers) -> None:
+    if use_case.is_classification:
+        # Bins may lie anywhere within the axes: the legend goes above.
+        figure.subplots_adjust(top=figure.subplotpars.top - 0.07)
     axes = figure.subplots()
     if use_case.is_classification:
         _reliability(axes, use_case.target.labels, numbers["calibration"])
@@ -259,7 +262,9 @@ def _reliability(axes: Axes, labels: tuple[str, ...], classes: list[list[Any]]) 
         )
     axes.set_xlabel("probability stated")
     axes.set_ylabel("share that came, 95 % interval")
-    axes.legend(loc="upper left")
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=4, columnspacing=1, handlelength=1.6
+    )
 
 
 def _learning_curve(figure: Figure, use_case: UseCase, numbers: Numbers) -> None:
@@ -275,7 +280,15 @@ def _learning_curve(figure: Figure, use_case: UseCase, numbers: Numbers) -> None
     axes.plot(rows, held_out, color=colour, marker=marker, linestyle=style, label="held-out rows")
     if curve["repeats"] > 1:
         low, high = ([point[side] for point in points] for side in ("low", "high"))
-        axes.fill_between(rows, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(
+            rows,
+            low,
+            high,
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+            label=f"range of {curve['repeats']} draws",
+        )
     axes.set_xscale("log")
     axes.set_xticks(rows, [f"{count:,}" for count in rows])
     axes.set_xticks([], minor=True)
@@ -287,7 +300,7 @@ def _learning_curve(figure: Figure, use_case: UseCase, numbers: Numbers) -> None
 def _permutation_importance(figure: Figure, use_case: UseCase, numbers: Numbers) -> None:
     measured = numbers["permutation_importance"]
     longest = max(len(name) for name in measured["fields"])
-    figure.subplots_adjust(left=min(0.5, 0.03 + 0.0148 * longest))
+    figure.subplots_adjust(left=min(0.5, 0.03 + 0.0165 * longest))
     axes = figure.subplots()
     fields = sorted(measured["fields"].items(), key=lambda item: item[1]["mean"])
     mean = [one["mean"] for _, one in fields]

@@ -64,6 +64,8 @@ def runs(
             ]
         except TrackingError as error:
             report.say(f"{name}: only the runs made here are listed: {error}")
+    if not found:
+        return []
     with Ledger(settings.state_database) as ledger:
         versions = ledger.versions(name)
     return standings(use_case, found, versions, every=every)
