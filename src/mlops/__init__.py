@@ -6,6 +6,8 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     check("housing", path)   hold any table against the use case
     train("housing")       fit, compare, track every candidate; seal and register the winner
     tune("housing")        search for better settings; train("housing", from_study=True) uses them
+    runs("housing")        candidates beside each other, and which of them tie
+    report("housing")      one HTML file with figures of where the model is right and wrong
     promote("housing")     ask the gates, then make the newest version champion
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
