@@ -331,6 +331,7 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
             ("GET", "/health/live"),
             ("GET", "/health/ready"),
             ("GET", "/metrics"),
+            ("GET", "/predictions/{prediction_id}"),
             ("POST", "/predict"),
             ("POST", "/predict/batch"),
         )

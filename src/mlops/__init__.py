@@ -12,6 +12,7 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
     metrics("housing")     how many, how fast, how well; the last minute, hour, day, and ever
+    lineage(prediction_id)     its version, bundle, run, commit and data; and back
     serve("housing")       the web application (ASGI)
     up()                   all of it, in the background
 
@@ -34,6 +35,7 @@ _VERBS = {
     "predict": "mlops.loop.predict",
     "logs": "mlops.loop.logs",
     "metrics": "mlops.loop.metrics",
+    "lineage": "mlops.loop.lineage",
     "show": "mlops.loop.show",
     "runs": "mlops.loop.runs",
     "report": "mlops.loop.diagnose",

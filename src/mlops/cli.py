@@ -451,6 +451,32 @@ def metrics(
 
 
 @app.command()
+def lineage(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="Prediction id, or version, bundle, run, commit or data fingerprint"
+        ),
+    ],
+    use_case: Annotated[
+        str | None, typer.Argument(metavar="USE_CASE", help="All, unless named")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a prediction to version, bundle, run, commit and data; or any of them, both ways.
+
+    Beginnings of hashes are enough.
+
+    Examples: `mlops lineage 1 housing` · `mlops lineage 8f31c0 --json` ·
+    `mlops lineage 019ab7c2-5e0e-7d0b-9c8e-1d2f3a4b5c6d`
+    """
+    from mlops.loop.lineage import lineage as run
+
+    result = run(what, use_case)
+    _print(result, as_json, lambda: tables.lineage(result, _out))
+
+
+@app.command()
 def logs(
     use_case: Annotated[
         str | None, typer.Argument(metavar="USE_CASE", help="Output of the services, unless told")

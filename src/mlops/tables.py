@@ -118,6 +118,31 @@ def compared(result: Any, console: Console) -> None:
     console.print(table)
 
 
+def lineage(result: Any, console: Console) -> None:
+    count = len(result.chains)
+    if result.prediction is None:
+        plural = "s" if count != 1 else ""
+        _line(console, f"{result.kind} {result.asked}: {count} version{plural}")
+    else:
+        row = result.prediction
+        _line(console, f"prediction  {row['prediction_id']}, {row['timestamp'][:19]} UTC")
+        _line(console, f"  inputs    {_value(row['inputs'])}")
+        _line(console, f"  answer    {_value(row['prediction'])}")
+        for warning in row["warnings"]:
+            _line(console, f"  warning   {warning}")
+    for one in result.chains:
+        version = "not registered" if one.version is None else f"{one.version}, {one.candidate}"
+        _line(console, f"→ version   {one.use_case} {version}{', champion' * one.champion}")
+        _line(console, f"→ bundle    {one.bundle or 'none'}, sealed {(one.sealed_utc or '?')[:19]}")
+        _line(console, f"→ run       {one.run_id or 'not tracked: mlops track --pending'}")
+        _line(console, f"→ commit    {one.commit or 'not known'}")
+        data = f"{one.data_fingerprint}, {one.data_origin}" if one.data_fingerprint else "not known"
+        _line(console, f"→ data      {data}")
+        between = f"{(one.first_prediction or '')[:19]} to {(one.last_prediction or '')[:19]} UTC"
+        made = f"{one.predictions:,}, {between}" if one.predictions else "none"
+        _line(console, f"← answered  {made}")
+
+
 def training(result: Any, console: Console) -> None:
     metric = result.metric
     names = [name for name in result.candidates[0].metrics if not name.startswith("cv_")]

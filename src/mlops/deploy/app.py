@@ -35,7 +35,7 @@ from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
 from mlops.deploy.inference_protocol import CHARGE, add_inference_protocol
 from mlops.deploy.limits import Limits
-from mlops.deploy.schemas import ErrorAnswer, answer_model, batch_answer_model
+from mlops.deploy.schemas import ErrorAnswer, PredictionAnswer, answer_model, batch_answer_model
 from mlops.deploy.service import Headers, Reply, Service
 from mlops.errors import MlopsError
 
@@ -292,6 +292,25 @@ def _add_routes(
         of_one = exposition.as_json(scrapes[0]) if len(scrapes) == 1 else None
         return JSONResponse(of_one or exposition.together(scrapes), headers=VARY)
 
+    def prediction(prediction_id: str) -> dict[str, Any]:
+        """Return a logged prediction, and the chain from its version to the data it learnt from."""
+        for one in speaks_for:
+            if found := one.prediction(prediction_id):
+                return found
+        raise HTTPException(404, "no prediction with this id is in the log")
+
+    router.add_api_route(
+        "/predictions/{prediction_id}",
+        prediction,
+        methods=["GET"],
+        summary="A prediction and its lineage",
+        response_model=PredictionAnswer,
+        responses={
+            404: {"model": ErrorAnswer, "description": "No such prediction is in the log"},
+            422: {"model": ErrorAnswer, "description": "Not an id"},
+            503: {"model": ErrorAnswer, "description": "The log cannot be read"},
+        },
+    )
     root = prefix or "/"
     router.add_api_route(root if not prefix else "", health, methods=["GET"], summary="Health")
     router.add_api_route("/health/live", live, methods=["GET"], summary="Liveness")

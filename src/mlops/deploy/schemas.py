@@ -84,6 +84,35 @@ def _camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
+class LineageAnswer(BaseModel):
+    """From a version back to its data. Null is what is not known here any more."""
+
+    version: int
+    champion: bool = Field(description="Whether this version answers now")
+    candidate: str | None
+    bundle: str
+    run_id: str | None = Field(description="Of MLflow; null while it waits to be tracked")
+    commit: str | None
+    data_fingerprint: str | None
+    data_origin: str | None
+    sealed_utc: str | None
+
+
+class PredictionAnswer(BaseModel):
+    """A logged prediction and its lineage; never who asked for it."""
+
+    use_case: str
+    prediction_id: str
+    timestamp: str
+    inputs: dict[str, float]
+    prediction: float | str
+    probabilities: dict[str, float] | None
+    warnings: list[str]
+    model_version: int
+    bundle: str
+    lineage: LineageAnswer
+
+
 class ErrorItem(BaseModel):
     """One thing that is wrong with a request."""
 

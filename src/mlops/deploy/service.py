@@ -21,7 +21,7 @@ from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.predictor import Champion, answer, utc_now
 from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
 from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError, OverloadedError
-from mlops.records import Failure, Metrics
+from mlops.records import Failure, Metrics, Prediction
 from mlops.usecase import UseCase
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -52,6 +52,7 @@ class PredictionLog(Log, Protocol):
     failed: str | None
 
     def probe(self) -> None: ...
+    def find(self, prediction_id: str) -> Prediction | None: ...
     def metrics(self) -> Metrics: ...
     def close(self) -> None: ...
 
@@ -66,6 +67,7 @@ class Service:
         self.use_case = use_case
         self.request_model = request_model(use_case)
         self.batch_model = batch_model(use_case, self.request_model)
+        self.trace: Callable[[Prediction], dict[str, Any]] | None = None
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
@@ -158,6 +160,11 @@ class Service:
         champion = self.champion
         version = champion.version if champion else None
         return Scrape(self.use_case, not self.not_ready(), version, metrics)
+
+    def prediction(self, prediction_id: str) -> dict[str, Any] | None:
+        """Return a logged prediction and where its version came from, or None. Not who asked."""
+        row = self._log.find(prediction_id) if self._log else None
+        return self.trace(row) if row is not None and self.trace else None
 
     async def refuse(
         self, status: int, detail: list[dict[str, Any]], body: bytes, headers: Headers, path: str

@@ -18,6 +18,9 @@ import apsw
 from mlops.database import connect, may_be_written, migrate, transaction
 from mlops.errors import ChampionMovedError, MlopsError, UsageError
 
+UNTRACKED = "pending-"
+"""How the id of a run begins that is not in the tracking store yet."""
+
 MIGRATIONS = (
     (
         "m001_versions_champions_decisions",

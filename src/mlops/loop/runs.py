@@ -15,9 +15,9 @@ from typing import Any
 from mlops.build.comparison import compare
 from mlops.build.data import write_whole
 from mlops.errors import TrackingError
-from mlops.improve.ledger import Ledger, Version
+from mlops.improve.ledger import UNTRACKED, Ledger, Version
 from mlops.loop.report import Report, Silent
-from mlops.loop.track import UNTRACKED, tracking_of
+from mlops.loop.track import tracking_of
 from mlops.settings import Settings, read_settings
 from mlops.track.runs import Tracking
 from mlops.usecase import UseCase

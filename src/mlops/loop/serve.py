@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
+import functools
 import json
 import logging
 import math
@@ -31,6 +33,7 @@ from mlops.errors import BundleError, GateError, MlopsError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import open_bundle
+from mlops.records import Prediction
 from mlops.settings import Settings, read_settings
 from mlops.usecase import UseCase
 from mlops.usecases import find
@@ -91,6 +94,7 @@ async def _running(
                     synced=settings.durability == "power",
                     secret=keys.secret(),
                 )
+                service.trace = functools.partial(_traced, service.use_case, settings)
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
@@ -155,6 +159,14 @@ def open_log(use_case: UseCase, settings: Settings) -> PredictionLog:
         largest_file=int(settings.log_rotate_mb * MEGABYTE),
         keep_files=settings.log_keep_files,
     )
+
+
+def _traced(use_case: UseCase, settings: Settings, row: Prediction) -> dict[str, Any]:
+    """Return a logged prediction with its lineage, as HTTP shows it."""
+    from mlops.loop.lineage import shown, trace
+
+    chain = trace(use_case, row.model_version, row.bundle, settings)
+    return {"use_case": use_case.name, **shown(row), "lineage": dataclasses.asdict(chain)}
 
 
 def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Champion:

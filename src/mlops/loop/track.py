@@ -30,7 +30,7 @@ import joblib
 
 from mlops.build.data import write_whole
 from mlops.errors import TrackingError
-from mlops.improve.ledger import Ledger, Version, utc_now
+from mlops.improve.ledger import UNTRACKED, Ledger, Version, utc_now
 from mlops.loop.report import Report, Silent
 from mlops.settings import Settings, read_settings
 from mlops.track.registry import holds, mirror_champion, register
@@ -38,8 +38,6 @@ from mlops.track.runs import Run, Tracking, commit, user
 from mlops.usecase import UseCase
 from mlops.usecases import find
 
-UNTRACKED = "pending-"
-"""How the id of a run begins that is not in the store yet."""
 DONE = ".done-"
 
 

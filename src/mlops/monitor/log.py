@@ -111,6 +111,7 @@ class PredictionLog:
         self._lock = threading.Lock()
         # Idle ones. A thread that finds none opens another: apsw refuses to share one at a time.
         self._readers: list[apsw.Connection] = []
+        self._table = f'"{table}"'
         self._select = f'SELECT {", ".join(FIELDS)} FROM "{table}"'  # noqa: S608  checked above
         self._into = f'"{table}"({", ".join(FIELDS[:-1])}, idempotency_key, item)'
         try:
@@ -186,6 +187,18 @@ class PredictionLog:
                 return metrics.read(connection, now)
             finally:
                 connection.execute("COMMIT")
+
+    def span(self, version: int) -> tuple[str, str] | None:
+        """Return when a version made its first and its last prediction, or None.
+
+        The last is looked for from the newest row backwards: rows of other versions are passed.
+        """
+        first = self._read(
+            f"SELECT timestamp FROM {self._table} WHERE id ="  # noqa: S608
+            " (SELECT first_id FROM versions WHERE model_version = ?)",
+            (version,),
+        )
+        return (first[0][0], self.rows(1, version=version)[0].timestamp) if first else None
 
     def rows(
         self, last: int = 20, *, version: int | None = None, since: str | None = None
