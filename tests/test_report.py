@@ -17,6 +17,7 @@ from mlops.improve.ledger import Ledger
 from mlops.loop import diagnose as diagnosing
 from mlops.loop.diagnose import report
 from mlops.loop.runs import kept_runs, runs
+from mlops.loop.track import UNTRACKED, track
 from mlops.loop.train import train
 from mlops.settings import Settings, read_settings
 from mlops.track.runs import Tracking
@@ -123,6 +124,20 @@ def test_what_fails_is_named_and_loses_no_run(tmp_path, empty_store, monkeypatch
     written = report("iris", settings=settings, report=heard)
     assert set(written.missing) == {"confusion_matrix", "learning_curve"}
     assert "not drawn: RuntimeError: no ink" in Path(written.path).read_text()
+
+
+def test_a_run_that_was_tracked_later_has_its_figures_and_is_listed_once(tmp_path, empty_store):
+    away = read_settings(MLOPS_HOME=tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    train("iris", only=("LinearDiscriminantAnalysis",), settings=away)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    here = settings_of(tmp_path)
+    (waiting,) = runs("iris", every=True, settings=here)
+    assert waiting["run_id"].startswith(UNTRACKED)
+    track(settings=here)
+    (one,) = runs("iris", every=True, settings=here)
+    assert (one["verdict"], one["fold_scores"]) == ("best", waiting["fold_scores"])
+    files = Tracking(tmp_path, "", "").client.list_artifacts(one["run_id"], "figures")
+    assert {Path(file.path).stem for file in files} == FIGURES["iris"] | {"numbers"}
 
 
 # --- the comparison
