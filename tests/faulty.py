@@ -8,43 +8,45 @@ torn-lines     each second line of the log file is written without its end
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import Any
 
 from mlops.cli import main
-from mlops.deploy import groupcommit, service
-from mlops.deploy.groupcommit import GroupCommit
+from mlops.deploy import service
 from mlops.monitor import logfile
+from mlops.monitor.log import PredictionLog
 
 DELAY = 0.03
 
 
 def answer_first() -> None:
-    def work(
-        self: GroupCommit, champion: Any, waiting: Any, failures: Any, timings: Any
+    append = PredictionLog.append
+
+    def answer_now(
+        self: PredictionLog,
+        submissions: Any,
+        failures: Any = (),
+        timings: Any = (),
+        *,
+        wait: bool = True,
     ) -> list[Any]:
-        submissions = groupcommit._predict_together(champion, waiting) if waiting else []
-
-        def commit_late() -> None:
-            time.sleep(DELAY)
-            self._log.append(submissions, [failure for failure, _ in failures], timings)
-
-        self._thread.submit(commit_late)
+        threading.Timer(DELAY, append, (self, submissions, failures, timings)).start()
         return [submission.rows for submission in submissions]
 
-    GroupCommit._work = work  # type: ignore[method-assign]
+    PredictionLog.append = answer_now  # type: ignore[method-assign,assignment]
 
 
 def forget_keys() -> None:
-    work = GroupCommit._work
+    append = PredictionLog.append
 
-    def slowly(self: GroupCommit, *arguments: Any) -> list[Any]:
-        done = work(self, *arguments)
+    def slowly(self: PredictionLog, *arguments: Any, **options: Any) -> list[Any]:
+        done = append(self, *arguments, **options)
         time.sleep(DELAY)
         return done
 
     service._key = lambda headers: None
-    GroupCommit._work = slowly  # type: ignore[method-assign]
+    PredictionLog.append = slowly  # type: ignore[method-assign]
 
 
 def torn_lines() -> None:

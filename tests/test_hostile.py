@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from traffic import Reply, post, send, send_one
 
 from mlops.deploy.schemas import LARGEST_BATCH
-from mlops.deploy.service import Service
+from mlops.deploy.service import Service, reply_of
 from mlops.usecase import UseCase
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
@@ -420,8 +420,12 @@ class Hot:
 
     def ask(self, body: bytes, *, batch: bool) -> tuple[int, Any]:
         handler = self.service.predict_batch if batch else self.service.predict
-        reply = self.loop.run_until_complete(handler(body, [], "/predict"))
-        return reply.status, strict_json(reply.body)
+
+        async def ask() -> tuple[int, bytes]:
+            return await reply_of(lambda respond: handler(body, [], "/predict", respond))
+
+        status, answer = self.loop.run_until_complete(ask())
+        return status, strict_json(answer)
 
     def close(self) -> None:
         self.loop.run_until_complete(self.service.stop())

@@ -313,7 +313,7 @@ mlops.monitor.log.PredictionLog._insert = lambda self, new: (
     mlops.monitor.log.insert(self._writer, self._into,
         [("lost", "t", "{}", 1.0, None, None, 1, "b", None, None, 0)]), os._exit(9))
 """
-BETWEEN_COMMIT_AND_FILE = "logfile.LogFile.follow = lambda *_: os._exit(9)"
+BETWEEN_COMMIT_AND_FILE = "logfile.LogFile.follow = lambda *_, **__: os._exit(9)"
 IN_THE_MIDDLE_OF_THE_FILE = """
 real_write = os.write
 def write(descriptor, data):

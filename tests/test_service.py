@@ -18,8 +18,8 @@ import tiny
 from conftest import strict_json
 
 from mlops.deploy.groupcommit import INLINE_ROWS
-from mlops.deploy.predictor import Champion, new_id, utc_now
-from mlops.deploy.service import Reply, Service
+from mlops.deploy.predictor import Champion, new_ids, utc_now
+from mlops.deploy.service import Headers, Reply, Service, reply_of
 from mlops.errors import LogUnavailableError
 from mlops.monitor.log import PredictionLog
 from mlops.package.model import Output
@@ -44,6 +44,16 @@ def sum_of(record: dict[str, float]) -> float:
     return float(np.array([[record[name] for name in HOUSING.fields]]).sum(axis=1)[0])
 
 
+async def predict(service: Service, content: bytes, headers: Headers = ()) -> Reply:
+    return await reply_of(lambda respond: service.predict(content, headers, "/predict", respond))
+
+
+async def predict_batch(service: Service, content: bytes) -> Reply:
+    return await reply_of(
+        lambda respond: service.predict_batch(content, [], "/predict/batch", respond)
+    )
+
+
 class World:
     """A service over a list, with the version `version` answering."""
 
@@ -55,7 +65,7 @@ class World:
 
     def ask(self, content: bytes, **headers: str) -> asyncio.Task[Reply]:
         sent = [(name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()]
-        return asyncio.ensure_future(self.service.predict(content, sent, "/predict"))
+        return asyncio.ensure_future(predict(self.service, content, sent))
 
 
 def running(test: Callable[[World], Awaitable[None]], **world: Any) -> World:
@@ -135,7 +145,7 @@ def test_requests_answered_together_each_get_their_own_rows_in_order() -> None:
             rows = [{**HOUSE, "population": 10.0 * size + n} for n in range(size)]
             expected.append([sum_of(row) for row in rows])
             batch = json.dumps({"instances": rows}).encode()
-            asked.append(world.service.predict_batch(batch, [], "/predict/batch"))
+            asked.append(predict_batch(world.service, batch))
         world.log.gate.set()
         found = [
             [answer["predicted_price"] for answer in strict_json(reply.body)["predictions"]]
@@ -149,22 +159,27 @@ def test_requests_answered_together_each_get_their_own_rows_in_order() -> None:
 
 @pytest.mark.parametrize(("synced", "rows"), [(True, 1), (False, INLINE_ROWS + 1), (False, 1)])
 def test_a_commit_that_syncs_or_is_large_holds_up_no_other_work(synced: bool, rows: int) -> None:
-    threads = set()
+    threads: dict[str, threading.Thread] = {}
+
+    def watch(log: tiny.ListLog, name: str) -> None:
+        original = getattr(log, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            threads[name] = threading.current_thread()
+            return original(*arguments, **options)
+
+        setattr(log, name, watched)
 
     async def test(world: World) -> None:
-        append = world.log.append
-
-        def watched(*arguments: Any) -> Any:
-            threads.add(threading.current_thread())
-            return append(*arguments)
-
-        world.log.append = watched  # type: ignore[method-assign]
+        for slow in ("append", "sync"):
+            watch(world.log, slow)
         batch = json.dumps({"instances": [SETOSA] * rows}).encode()
-        assert (await world.service.predict_batch(batch, [], "/predict/batch")).status == 200
+        assert (await predict_batch(world.service, batch)).status == 200
 
     running(test, synced=synced)
-    on_the_loop = threads == {threading.main_thread()}
-    assert on_the_loop == (not synced and rows <= INLINE_ROWS)
+    assert (threads["append"] is threading.main_thread()) == (rows <= INLINE_ROWS)
+    assert threads.get("sync") is not threading.main_thread()
+    assert ("sync" in threads) == synced
 
 
 @pytest.mark.parametrize("synced", [True, False])
@@ -185,13 +200,20 @@ def test_a_client_that_goes_away_takes_no_other_with_it_and_its_row_stays(synced
 
 
 @pytest.mark.parametrize("synced", [True, False])
-def test_a_model_that_breaks_breaks_its_group_only(synced: bool) -> None:
+def test_a_model_that_breaks_breaks_its_group_only(
+    synced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test(world: World) -> None:
         app = tiny.app_over(world.service)
         world.service.swap(Champion(IRIS, 2, "Broken", BrokenBundle(IRIS, 2)))
         for by_fastapi in (False, True):
-            with pytest.raises(ZeroDivisionError):  # for the server's own log, with its traceback
-                await tiny.ask(app, "POST", "/predict", body(), by_fastapi=by_fastapi)
+            caplog.clear()
+            answer = await tiny.ask(app, "POST", "/predict", body(), by_fastapi=by_fastapi)
+            assert answer.status == 500
+            [problem] = answer.json["detail"]
+            assert problem["type"] == "internal_error"
+            assert b"ZeroDivision" not in answer.body
+            assert "ZeroDivisionError" in caplog.text  # the server's own log has the traceback
         world.service.swap(tiny.champion(IRIS, 3))
         mended = await world.ask(body())
         assert strict_json(mended.body)["model_version"] == 3
@@ -209,24 +231,29 @@ class BrokenBundle(tiny.TinyBundle):
         self.model = self.Model()  # type: ignore[assignment]
 
 
-def test_a_defect_is_answered_with_500_and_without_its_inside() -> None:
+def test_answers_wait_for_the_disk_and_the_next_group_does_not() -> None:
     async def test(world: World) -> None:
-        app = tiny.app_over(world.service)
-        world.service.swap(Champion(IRIS, 2, "Broken", BrokenBundle(IRIS, 2)))
-        sent: list[dict[str, Any]] = []
+        disk = threading.Event()
+        world.log.sync = lambda: disk.wait(10)  # type: ignore[method-assign,assignment]
+        first = world.ask(body(1))
+        await until(lambda: len(world.log.rows) == 1)
+        second = world.ask(body(2))
+        await until(lambda: len(world.log.rows) == 2)
+        assert not first.done()
+        assert not second.done()
+        disk.set()
+        assert [(await one).status for one in (first, second)] == [200, 200]
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body()}
+    running(test)
 
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
 
-        with pytest.raises(ZeroDivisionError):
-            await app.hot["/predict"].answer({"headers": []}, receive, send)
-        assert sent[0]["status"] == 500
-        [problem] = strict_json(sent[1]["body"])["detail"]
-        assert problem["type"] == "internal_error"
-        assert b"ZeroDivision" not in sent[1]["body"]
+def test_a_disk_that_cannot_take_it_is_a_503() -> None:
+    async def test(world: World) -> None:
+        def broken() -> None:
+            raise LogUnavailableError("no space left")
+
+        world.log.sync = broken  # type: ignore[method-assign]
+        assert (await world.ask(body())).status == 503
 
     running(test)
 
@@ -487,7 +514,7 @@ def test_idempotency_keys_of_any_length_tell_requests_apart(log: PredictionLog) 
         for _ in range(2):
             for key in keys:
                 headers = [(b"idempotency-key", key)]
-                reply = await service.predict(body(), headers, "/predict")
+                reply = await predict(service, body(), headers)
                 answer = strict_json(reply.body)
                 assert ids.setdefault(key, answer["prediction_id"]) == answer["prediction_id"]
         assert len(set(ids.values())) == len(keys)
@@ -514,7 +541,7 @@ def test_a_refused_request_is_kept_with_the_beginning_of_its_body() -> None:
 def test_an_id_is_a_version_7_uuid_and_ids_rise_with_time() -> None:
     ids = []
     for _ in range(5):
-        ids.append(new_id())
+        ids += new_ids(1)
         time.sleep(0.002)
     assert ids == sorted(ids)
     for text in ids:
@@ -522,7 +549,7 @@ def test_an_id_is_a_version_7_uuid_and_ids_rise_with_time() -> None:
         assert str(parsed) == text
         assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
         assert abs((parsed.int >> 80) / 1000 - time.time()) < 5
-    assert len({new_id() for _ in range(10_000)}) == 10_000
+    assert len(set(new_ids(10_000))) == 10_000
 
 
 def test_a_time_is_utc_and_always_as_long() -> None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from mlops.deploy.app import App, build_app
 from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
-from mlops.errors import LogUnavailableError
+from mlops.errors import LogBusyError, LogUnavailableError
 from mlops.package.model import Output
 from mlops.records import Failure, Metrics, Prediction, Submission, Timing, Totals
 from mlops.usecase import UseCase
@@ -67,6 +67,8 @@ class ListLog:
         self.timings: list[Timing] = []
         self.failed: str | None = None
         self.broken = False
+        self.file_behind: str | None = None
+        self.synced = 0
         self.probes = 0
         self.gate = threading.Event()
         self.gate.set()
@@ -77,7 +79,11 @@ class ListLog:
         submissions: Sequence[Submission],
         failures: Sequence[Failure] = (),
         timings: Sequence[Timing] = (),
+        *,
+        wait: bool = True,
     ) -> list[tuple[Prediction, ...]]:
+        if not wait and not self.gate.is_set():
+            raise LogBusyError("somebody else is writing")
         assert self.gate.wait(10)
         self._write()
         self.timings.extend(timings)
@@ -93,6 +99,12 @@ class ListLog:
             ]
             answers.append(tuple(self.rows[start:]))
         return answers
+
+    def sync(self) -> None:
+        self.synced = len(self.rows)
+
+    def catch_up(self) -> None:
+        """Nothing follows this log."""
 
     def probe(self) -> None:
         self.probes += 1

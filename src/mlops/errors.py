@@ -80,6 +80,10 @@ class OverloadedError(MlopsError):
     status = 503
 
 
+class LogBusyError(LogUnavailableError):
+    """Another process is writing to the prediction log, and the caller would not wait."""
+
+
 class IdempotencyConflictError(MlopsError):
     """The same idempotency key came with other inputs."""
 

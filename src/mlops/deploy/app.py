@@ -15,7 +15,7 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -36,7 +36,7 @@ from mlops.deploy.admin import Promote, add_admin
 from mlops.deploy.inference_protocol import CHARGE, add_inference_protocol
 from mlops.deploy.limits import Limits
 from mlops.deploy.schemas import ErrorAnswer, PredictionAnswer, answer_model, batch_answer_model
-from mlops.deploy.service import Headers, Reply, Service
+from mlops.deploy.service import Headers, Reply, Respond, Service, reply_of
 from mlops.errors import MlopsError
 
 GUARD: dict[int | str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ PAGE_POLICY = (
     "frame-ancestors 'none'"
 )
 
-Handler = Callable[[bytes, Headers, str], Awaitable[Reply]]
+Handler = Callable[[bytes, Headers, str, Respond], None]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -157,7 +157,11 @@ class App(FastAPI):
 
 
 class HotRoute:
-    """A POST route with a raw handler: body and headers in, status and JSON out."""
+    """A POST route with a raw handler: body and headers in, status and JSON out.
+
+    `begin` is the one way in, for the server's protocol (`protocol.py`), for this application's
+    short way, and for FastAPI's.
+    """
 
     def __init__(self, app: App, path: str, service: Service, handler: Handler) -> None:
         self.app = app
@@ -165,33 +169,41 @@ class HotRoute:
         self.service = service
         self.handler = handler
 
+    def begin(self, body: bytes, headers: Headers, respond: Respond) -> None:
+        """Answer a request by calling `respond` once, now or later. Raises nothing."""
+        if len(body) > self.app.limits.body:
+            self.refuse_size(body, headers, respond)
+        else:
+            self.handler(body, headers, self.path, self._observed(respond))
+
+    def refuse_size(self, start: bytes, headers: Headers, respond: Respond) -> None:
+        """Refuse a body that is too large, of which only the start need be kept."""
+        observed = self._observed(respond)
+        self.service.refuse(
+            413, _too_large(self.app.limits.body), start, headers, self.path, observed
+        )
+
+    def _observed(self, respond: Respond) -> Respond:
+        """Return a `respond` that has the answer counted once it is out, with the time it took."""
+        arrived = time.perf_counter()
+
+        def responded(reply: Reply) -> None:
+            respond(reply)
+            self.service.observe(reply, time.perf_counter() - arrived)
+
+        return responded
+
+    def reply(self, body: bytes, headers: Headers) -> asyncio.Future[Reply]:
+        return reply_of(functools.partial(self.begin, body, headers))
+
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return how many rows it asked for, as far as that came out."""
         body = await _body(receive, self.app.limits.body)
         if body is None:
             return 0  # the client went away before it had finished asking
-        arrived = time.perf_counter()
-        headers = scope["headers"]
-        try:
-            reply = await self.reply(body, headers)
-        except Exception:
-            reply = Reply(500, problems.as_json(_internal_error()), logged=False)
-            await self._answer(send, reply, arrived)
-            raise  # the server's own log gets the traceback; the client does not
-        await self._answer(send, reply, arrived)
+        reply = await self.reply(body, scope["headers"])
+        await _send(send, reply)
         return reply.rows
-
-    async def _answer(self, send: Send, reply: Reply, arrived: float) -> None:
-        try:
-            await _send(send, reply)
-        finally:
-            self.service.observe(reply, time.perf_counter() - arrived)
-
-    async def reply(self, body: bytes, headers: Headers) -> Reply:
-        largest = self.app.limits.body
-        if len(body) > largest:
-            return await self.service.refuse(413, _too_large(largest), body, headers, self.path)
-        return await self.handler(body, headers, self.path)
 
 
 def build_app(
@@ -356,12 +368,9 @@ def _add_hot_route(
     class Documented(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Any]:
             async def handle(request: Request) -> Response:
-                body = await request.body()
-                arrived = time.perf_counter()
-                reply = await hot.reply(body, request.headers.raw)
-                hot.service.observe(reply, time.perf_counter() - arrived)
+                reply = await hot.reply(await request.body(), request.headers.raw)
                 response = Response(reply.body, reply.status)
-                response.raw_headers = _headers(reply)
+                response.raw_headers = headers_of(reply)
                 return response
 
             return handle
@@ -446,7 +455,7 @@ def _add_error_handlers(app: App) -> None:
         return JSONResponse({"detail": problems.from_error(error)}, error.status)
 
     async def internal_error(request: Request, _: Exception) -> Response:
-        body = problems.for_path(_path(request), _internal_error())
+        body = problems.for_path(_path(request), problems.internal_error())
         return Response(body, 500, media_type="application/json")
 
     def _path(request: Request) -> str:
@@ -456,10 +465,6 @@ def _add_error_handlers(app: App) -> None:
     app.add_exception_handler(RequestValidationError, invalid_request)  # type: ignore[arg-type]
     app.add_exception_handler(MlopsError, unavailable)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, internal_error)
-
-
-def _internal_error() -> list[dict[str, Any]]:
-    return problems.problem("internal_error", "this request met a defect of the server")
 
 
 def _too_large(largest: int) -> list[dict[str, Any]]:
@@ -497,10 +502,10 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _headers(reply: Reply) -> list[tuple[bytes, bytes]]:
+def headers_of(reply: Reply) -> list[tuple[bytes, bytes]]:
     headers = [
         (b"content-type", b"application/json"),
-        (b"content-length", str(len(reply.body)).encode()),
+        (b"content-length", b"%d" % len(reply.body)),
         *SECURITY_HEADERS,
         *reply.headers,
     ]
@@ -525,5 +530,7 @@ async def _body(receive: Receive, largest: int) -> bytes | None:
 
 
 async def _send(send: Send, reply: Reply) -> None:
-    await send({"type": "http.response.start", "status": reply.status, "headers": _headers(reply)})
+    await send(
+        {"type": "http.response.start", "status": reply.status, "headers": headers_of(reply)}
+    )
     await send({"type": "http.response.body", "body": reply.body})

@@ -1,25 +1,26 @@
 """Group commit: all requests that are waiting are predicted in one call and logged in one commit.
 
 A request never waits for company. The first one to arrive takes along those that came in the same
-turn of the event loop; while a commit is under way the next group gathers. With 64 connections
-that is one synced commit for 64 answers.
+turn of the event loop; while the loop works off that group the next one gathers. With 64
+connections that is one commit for up to 64 answers.
 
-Small groups are worked off on the event loop when the log does not sync (`crash` durability):
-handing them to a thread would cost more than the work. Everything else goes to one thread, so a
-slow disk holds up answers but not health checks.
+A group is committed on the event loop, which takes a fraction of a millisecond: to hand it to a
+thread would cost more than the work. What could take longer goes to a thread, so that it holds up
+answers but not health checks: a large group, a log that another process has locked, and the wait
+for the disk. With `synced`, answers wait until the disk has them; while it writes, further groups
+are committed, and the next sync is for all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mlops.deploy.predictor import Champion
-from mlops.errors import IdempotencyConflictError, MlopsError, NotTrainedError
+from mlops.errors import IdempotencyConflictError, LogBusyError, MlopsError, NotTrainedError
 from mlops.records import Failure, Prediction, Submission, Timing
 
 INLINE_ROWS = 256
@@ -28,6 +29,8 @@ MOST_TIMINGS = 100_000
 """What is kept, at most, of answers that went out while the log could not be written."""
 
 Logged = tuple[Prediction, ...]
+Finish = Callable[[Logged | BaseException], None]
+Results = Sequence[Logged | BaseException]
 
 
 class Log(Protocol):
@@ -38,16 +41,32 @@ class Log(Protocol):
         submissions: Sequence[Submission],
         failures: Sequence[Failure] = (),
         timings: Sequence[Timing] = (),
+        *,
+        wait: bool = True,
     ) -> Sequence[Logged | IdempotencyConflictError]: ...
 
+    def sync(self) -> None: ...
 
-@dataclasses.dataclass(slots=True)
-class _Waiting:
-    rows: list[Sequence[float]]
-    inputs: list[str]
+
+class _Waiting(NamedTuple):
+    rows: Sequence[Sequence[float]]
+    inputs: Sequence[str]
     key: str | None
     client: str | None
-    done: asyncio.Future[Logged]
+    finish: Finish
+
+
+class _Group(NamedTuple):
+    champion: Champion | None
+    waiting: list[_Waiting]
+    failures: list[Failure]
+    recorded: list[Callable[[bool], None]]
+    timings: list[Timing]
+    flushed: list[asyncio.Future[None]]
+
+    @classmethod
+    def new(cls) -> _Group:
+        return cls(None, [], [], [], [], [])
 
 
 class GroupCommit:
@@ -57,180 +76,159 @@ class GroupCommit:
         self.champion: Champion | None = None
         self._log = log
         self._synced = synced
-        self._waiting: list[_Waiting] = []
-        self._failures: list[tuple[Failure, asyncio.Future[None]]] = []
+        self._next = _Group.new()
         self._timings: list[Timing] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timings_due = False
-        # Who waits for the timings at hand to be logged, and for those being logged, if any are.
-        self._flushes: list[asyncio.Future[None]] = []
-        self._flushing: list[asyncio.Future[None]] | None = None
-        self._scheduled = False
+        self._committing = False
+        self._unsynced: list[tuple[_Group, Results]] = []
+        self._syncing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict-and-log")
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
 
     def predict(
         self,
-        rows: list[Sequence[float]],
-        inputs: list[str],
+        rows: Sequence[Sequence[float]],
+        inputs: Sequence[str],
         key: str | None,
         client: str | None,
-    ) -> asyncio.Future[Logged]:
-        """Predict rows and log them, all or none; the future gives the committed predictions.
+        finish: Finish,
+    ) -> None:
+        """Predict rows and log them, all or none, and call `finish` with the logged predictions.
 
-        It raises `NotTrainedError`, `LogUnavailableError` or `IdempotencyConflictError`.
+        It is called with the error instead, if there is one: `NotTrainedError`,
+        `LogUnavailableError`, `IdempotencyConflictError`, or whatever a broken model raised.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Logged] = loop.create_future()
-        self._waiting.append(_Waiting(rows, inputs, key, client, done))
-        self._schedule(loop)
-        return done
+        self._next.waiting.append(_Waiting(rows, inputs, key, client, finish))
+        self._schedule()
 
     def rows_waiting(self) -> int:
         """Return how many rows the next group has."""
-        return sum(len(one.rows) for one in self._waiting)
+        return sum(len(one.rows) for one in self._next.waiting)
 
-    def record(self, failure: Failure) -> asyncio.Future[None]:
-        """Log a failed request with the next group."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        self._failures.append((failure, done))
-        self._schedule(loop)
-        return done
+    def record(self, failure: Failure, finish: Callable[[bool], None]) -> None:
+        """Log a failed request with the next group, then call `finish`: is it logged or not?"""
+        self._next.failures.append(failure)
+        self._next.recorded.append(finish)
+        self._schedule()
 
     def observe(self, timing: Timing) -> None:
         """Have the log count, within a second, an answer that has just gone out.
 
         Its time is known only after its own commit, so it goes with a later group, or alone.
         """
+        self._timings.append(timing)
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(SECONDS_BETWEEN_TIMINGS, self._flush, loop)
-        self._timings.append(timing)
+            self._timer = loop.call_later(SECONDS_BETWEEN_TIMINGS, self._timings_are_due)
 
     def flush(self) -> asyncio.Future[None]:
         """Have the log count what was observed, now; the future is done when that was tried."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        if self._timings:
-            self._flushes.append(done)
-            self._flush(loop)
-        elif self._flushing is not None:
-            self._flushing.append(done)
-        else:
-            done.set_result(None)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._next.flushed.append(done)
+        self._timings_are_due()
         return done
 
     async def close(self) -> None:
-        """Wait for the commit under way, and log the last timings. Requests were drained before."""
+        """Wait until all that was asked is answered. New requests must not come any more."""
+        while self._committing or self._syncing:
+            await asyncio.sleep(0.005)
         if self._timer:
             self._timer.cancel()
-        if self._timings:
-            with contextlib.suppress(MlopsError):
-                await asyncio.wrap_future(
-                    self._thread.submit(self._log.append, (), (), self._timings)
-                )
-        await asyncio.to_thread(self._thread.shutdown)
+        with contextlib.suppress(MlopsError):
+            await asyncio.to_thread(self._log.append, (), (), self._timings)
+        self._thread.shutdown()
+        self._disk.shutdown()
 
-    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _timings_are_due(self) -> None:
         self._timings_due = True
-        self._schedule(loop)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._committing:
+            self._committing = True
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        """Take everything that waits and work it off."""
+        group, self._next = self._next._replace(champion=self.champion), _Group.new()
+        if self._timings_due:
+            group = group._replace(timings=self._take_timings())
+        if sum(len(one.rows) for one in group.waiting) > INLINE_ROWS:
+            self._in_thread(group, lambda: self._append(group, _predict(group)))
+            return
+        try:
+            submissions = _predict(group)
+            try:
+                logged = self._append(group, submissions, wait=False)
+            except LogBusyError:
+                self._in_thread(group, lambda: self._append(group, submissions))
+                return
+        except Exception as error:  # noqa: BLE001  # handed to every request that waits
+            self._committed(group, error)
+        else:
+            self._committed(group, logged)
+
+    def _append(
+        self, group: _Group, submissions: Sequence[Submission], *, wait: bool = True
+    ) -> Results:
+        return self._log.append(submissions, group.failures, group.timings, wait=wait)
 
     def _take_timings(self) -> list[Timing]:
-        if not self._timings_due:
-            return []
         self._timings_due = False
         if self._timer:
             self._timer.cancel()
             self._timer = None
         timings, self._timings = self._timings, []
-        if timings:
-            self._flushing, self._flushes = self._flushes, []
         return timings
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            loop.call_soon(self._start, loop)
+    def _in_thread(self, group: _Group, commit: Callable[[], Results]) -> None:
+        def done(work: asyncio.Future[Results]) -> None:
+            self._committed(group, work.exception() or work.result())
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take everything that waits and work it off."""
-        waiting, self._waiting = self._waiting, []
-        failures, self._failures = self._failures, []
-        timings = self._take_timings()
-        champion = self.champion
-        if self._synced or sum(len(one.rows) for one in waiting) > INLINE_ROWS:
-            work = loop.run_in_executor(
-                self._thread, self._work, champion, waiting, failures, timings
-            )
-            work.add_done_callback(
-                lambda done: self._finish(loop, waiting, failures, timings, done)
-            )
+        asyncio.get_running_loop().run_in_executor(self._thread, commit).add_done_callback(done)
+
+    def _committed(self, group: _Group, results: Results | BaseException) -> None:
+        """Let the next group begin; answer this one, when it is on the disk if it has to be."""
+        self._committing = False
+        if self._next.waiting or self._next.recorded or self._timings_due:
+            self._schedule()
+        if isinstance(results, BaseException):  # the timings may go with a later group
+            self._timings[:0] = group.timings[: max(0, MOST_TIMINGS - len(self._timings))]
+        for flushed in group.flushed:
+            if not flushed.done():
+                flushed.set_result(None)
+        answers = group.waiting or group.recorded
+        if self._synced and answers and not isinstance(results, BaseException):
+            self._unsynced.append((group, results))
+            self._sync()
+        else:
+            _answer(group, results)
+
+    def _sync(self) -> None:
+        """Wait in a thread until the disk has all groups committed so far, then answer them."""
+        if self._syncing or not self._unsynced:
             return
-        done: asyncio.Future[list[Logged | MlopsError]] = loop.create_future()
-        try:
-            done.set_result(self._work(champion, waiting, failures, timings))
-        except Exception as error:  # noqa: BLE001  # handed to every request that waits
-            done.set_exception(error)
-        self._finish(loop, waiting, failures, timings, done)
+        self._syncing = True
+        groups, self._unsynced = self._unsynced, []
 
-    def _work(
-        self,
-        champion: Champion | None,
-        waiting: list[_Waiting],
-        failures: list[tuple[Failure, asyncio.Future[None]]],
-        timings: list[Timing],
-    ) -> list[Logged | MlopsError]:
-        submissions = _predict_together(champion, waiting) if champion and waiting else []
-        logged = self._log.append(submissions, [failure for failure, _ in failures], timings)
-        if champion is None:
-            return [NotTrainedError("no model answers yet")] * len(waiting)
-        return list(logged)
+        def done(work: asyncio.Future[None]) -> None:
+            self._syncing = False
+            self._sync()
+            error = work.exception()
+            for group, results in groups:
+                _answer(group, error or results)
 
-    def _finish(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        waiting: list[_Waiting],
-        failures: list[tuple[Failure, asyncio.Future[None]]],
-        timings: list[Timing],
-        done: asyncio.Future[list[Logged | MlopsError]],
-    ) -> None:
-        self._scheduled = False
-        if self._waiting or self._failures or self._timings_due:
-            self._schedule(loop)
-        error = done.exception()
-        if timings:
-            self._timings_done(timings if error else [])
-        results = [error] * len(waiting) if error else done.result()
-        for one, result in zip(waiting, results, strict=True):
-            if one.done.done():  # its client has gone; the row is in the log all the same
-                continue
-            if isinstance(result, BaseException):
-                one.done.set_exception(result)
-            else:
-                one.done.set_result(result)
-        for _, recorded in failures:
-            if recorded.done():
-                continue
-            if error:
-                recorded.set_exception(error)
-            else:
-                recorded.set_result(None)
-
-    def _timings_done(self, unwritten: list[Timing]) -> None:
-        """Keep what the log did not take for a later group, but not without bound."""
-        self._timings[:0] = unwritten[: max(0, MOST_TIMINGS - len(self._timings))]
-        flushing, self._flushing = self._flushing or [], None
-        for done in flushing:
-            if not done.done():
-                done.set_result(None)
+        asyncio.get_running_loop().run_in_executor(self._disk, self._log.sync).add_done_callback(
+            done
+        )
 
 
-def _predict_together(champion: Champion, waiting: list[_Waiting]) -> list[Submission]:
+def _predict(group: _Group) -> list[Submission]:
     """Run the model once over all rows; hand each request its own."""
-    if len(waiting) == 1:
-        one = waiting[0]
-        predictions = champion.predict(one.rows, one.inputs, [one.client] * len(one.rows))
-        return [Submission(tuple(predictions), one.key)]
+    champion, waiting = group.champion, group.waiting
+    if champion is None or not waiting:
+        return []
     predictions = champion.predict(
         [row for one in waiting for row in one.rows],
         [text for one in waiting for text in one.inputs],
@@ -243,3 +241,15 @@ def _predict_together(champion: Champion, waiting: list[_Waiting]) -> list[Submi
         submissions.append(Submission(tuple(predictions[start:end]), one.key))
         start = end
     return submissions
+
+
+def _answer(group: _Group, results: Results | BaseException) -> None:
+    logged = not isinstance(results, BaseException)
+    if group.champion is None and logged:
+        results = NotTrainedError("no model answers yet")
+    if isinstance(results, BaseException):
+        results = [results] * len(group.waiting)
+    for one, result in zip(group.waiting, results, strict=True):
+        one.finish(result)
+    for finish in group.recorded:
+        finish(logged)

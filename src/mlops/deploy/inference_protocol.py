@@ -23,6 +23,7 @@ import math
 import struct
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from starlette.exceptions import HTTPException
 
 from mlops.deploy import problems
 from mlops.deploy.schemas import LARGEST_BATCH
-from mlops.deploy.service import Headers, Service
+from mlops.deploy.service import Headers, Service, reply_of
 from mlops.usecase import UseCase
 
 TOGETHER = "instances"
@@ -301,7 +302,8 @@ async def _infer(service: Service, model: str, request: Request) -> Response:
         _check_outputs(asked, service.use_case)
     except ProtocolError as error:
         detail = problems.problem("inference_protocol", error.detail, ("body",))
-        refused = await service.refuse(error.status_code, detail, body, headers, path)
+        status = error.status_code
+        refused = await reply_of(partial(service.refuse, status, detail, body, headers, path))
         service.observe(refused, time.perf_counter() - arrived)
         raise
     reply = await _as_batch(service, rows, headers, path, arrived)
@@ -315,7 +317,8 @@ async def _as_batch(
     """Send rows (n, fields) the friendly way; return the answers."""
     fields = service.use_case.fields
     instances = [dict(zip(fields, row, strict=True)) for row in rows.tolist()]
-    reply = await service.predict_batch(orjson.dumps({TOGETHER: instances}), headers, path)
+    body = orjson.dumps({TOGETHER: instances})
+    reply = await reply_of(partial(service.predict_batch, body, headers, path))
     service.observe(reply, time.perf_counter() - arrived)
     content = orjson.loads(reply.body)
     if reply.status != 200:

@@ -140,12 +140,22 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.expect_message()
+
+    def expect_message(self) -> None:
         self._in_head = self._in_message = True
         self._since = self._watch.now
         self._bytes = 0
 
-    def on_headers_complete(self) -> None:
+    def expect_body(self) -> None:
         self._in_head = False
+
+    def expect_nothing(self) -> None:
+        self._in_message = False
+        self._since = None
+
+    def on_headers_complete(self) -> None:
+        self.expect_body()
         if len(self.headers) > MOST_HEADERS:
             self._refusal = 431
             raise ValueError  # the parser stops, and `send_400_response` is called
@@ -158,8 +168,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.body += body
 
     def on_message_complete(self) -> None:
-        self._in_message = False
-        self._since = None
+        self.expect_nothing()
         super().on_message_complete()
         held, self._held = self._held, None
         if held is not None:
@@ -173,10 +182,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.more_body and not cycle.waiting_for_100_continue:
             self._held = app
-        elif len(self.tasks) < self.limits.waiting or cycle.scope["path"] in NEVER_TOO_MANY:
+        elif not self.too_many_wait() or cycle.scope["path"] in NEVER_TOO_MANY:
             super()._start_asgi_task(cycle, app)
         else:
             self._refuse(cycle)
+
+    def too_many_wait(self) -> bool:
+        return len(self.tasks) >= self.limits.waiting
 
     def _refuse(self, cycle: RequestResponseCycle) -> None:
         """Say that it is too much, at a fraction of what an answer costs."""

@@ -40,6 +40,10 @@ def from_error(error: MlopsError) -> list[dict[str, Any]]:
     return problem("".join(f"_{c.lower()}" if c.isupper() else c for c in kind)[1:], str(error))
 
 
+def internal_error() -> list[dict[str, Any]]:
+    return problem("internal_error", "this request met a defect of the server")
+
+
 def as_json(detail: list[dict[str, Any]]) -> bytes:
     return orjson.dumps({"detail": detail})
 

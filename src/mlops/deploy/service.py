@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
+import operator
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, LiteralString, NamedTuple, Protocol
 
 import orjson
@@ -35,6 +37,9 @@ SPARE_QUOTES = 2_000
 NO_LOG = "the prediction log cannot be written, and what is not logged is not answered: try again"
 
 
+log = logging.getLogger("uvicorn.error")
+
+
 class Reply(NamedTuple):
     """An answer; `rows` is how many it predicted, `logged` whether the log tells of it."""
 
@@ -46,11 +51,18 @@ class Reply(NamedTuple):
     logged: bool = True
 
 
+Respond = Callable[[Reply], None]
+Write = Callable[[Logged], bytes]
+Parse = Callable[[bytes], tuple[Sequence[BaseModel], Write]]
+
+
 class PredictionLog(Log, Protocol):
     """The log, as serving uses it."""
 
     failed: str | None
+    file_behind: str | None
 
+    def catch_up(self) -> None: ...
     def probe(self) -> None: ...
     def find(self, prediction_id: str) -> Prediction | None: ...
     def metrics(self) -> Metrics: ...
@@ -71,7 +83,7 @@ class Service:
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
-        self._fields = use_case.fields
+        self._in_field_order = operator.itemgetter(*use_case.fields)
         self._quotes = 2 * len(use_case.features)
         self._secret = os.urandom(32)
         self._group: GroupCommit | None = None
@@ -80,7 +92,7 @@ class Service:
     # -- life -----------------------------------------------------------------------------------
 
     def start(self, log: PredictionLog, *, synced: bool, secret: bytes | None = None) -> None:
-        """Begin to answer. `synced`: each commit waits for the disk.
+        """Begin to answer. `synced`: each answer waits for the disk.
 
         With the same `secret` a client's name has the same digest as in an earlier life.
         """
@@ -107,13 +119,13 @@ class Service:
 
     # -- routes ---------------------------------------------------------------------------------
 
-    async def predict(self, body: bytes, headers: Headers, path: str) -> Reply:
+    def predict(self, body: bytes, headers: Headers, path: str, respond: Respond) -> None:
         """Answer one request of the use case's fields."""
-        return await self._respond(self._predict_one, body, headers, path)
+        self._answer(self._one, body, headers, path, respond)
 
-    async def predict_batch(self, body: bytes, headers: Headers, path: str) -> Reply:
+    def predict_batch(self, body: bytes, headers: Headers, path: str, respond: Respond) -> None:
         """Answer `{"instances": [...]}`, in order: all of them, or none."""
-        return await self._respond(self._predict_batch, body, headers, path)
+        self._answer(self._batch, body, headers, path, respond)
 
     def health(self) -> dict[str, Any]:
         """Say whether this use case answers, with what, and if not, why."""
@@ -140,6 +152,8 @@ class Service:
         if self._log and self._log.failed:
             with contextlib.suppress(LogUnavailableError):
                 await asyncio.to_thread(self._log.probe)
+        if self._log and self._log.file_behind:
+            await asyncio.to_thread(self._log.catch_up)
 
     def observe(self, reply: Reply, seconds: float) -> None:
         """Count an answer that has just gone out, this long after its request had arrived."""
@@ -166,90 +180,117 @@ class Service:
         row = self._log.find(prediction_id) if self._log else None
         return self.trace(row) if row is not None and self.trace else None
 
-    async def refuse(
-        self, status: int, detail: list[dict[str, Any]], body: bytes, headers: Headers, path: str
-    ) -> Reply:
-        """Record a request that gets no prediction, then answer it."""
-        reply = problems.as_json(detail)
-        version, logged = 0, False
-        if self._group:
-            version = self._group.champion.version if self._group.champion else 0
-            failure = Failure(
-                timestamp=utc_now(),
-                path=path,
-                status=status,
-                detail=reply.decode(),
-                body=body[:KEPT_BODY_BYTES].decode("utf-8", "replace"),
-                client=self._client(headers),
-                model_version=version,
-            )
-            # The refusal is true without a record of it; `not_ready` tells of the log.
-            with contextlib.suppress(LogUnavailableError):
-                await self._group.record(failure)
-                logged = True
-        return Reply(status, reply, model_version=version, logged=logged)
-
-    # -- the path of a request ------------------------------------------------------------------
-
-    async def _respond(
+    def refuse(
         self,
-        predict: Callable[[bytes, Headers], Awaitable[Reply]],
+        status: int,
+        detail: list[dict[str, Any]],
         body: bytes,
         headers: Headers,
         path: str,
-    ) -> Reply:
+        respond: Respond,
+    ) -> None:
+        """Record a request that gets no prediction, then answer it.
+
+        The refusal is true without a record of it too; `not_ready` tells of the log.
+        """
+        version = self.champion.version if self.champion else 0
+        reply = Reply(status, problems.as_json(detail), model_version=version)
+        if self._group is None:
+            respond(reply._replace(logged=False))
+            return
+        failure = Failure(
+            timestamp=utc_now(),
+            path=path,
+            status=status,
+            detail=reply.body.decode(),
+            body=body[:KEPT_BODY_BYTES].decode("utf-8", "replace"),
+            client=self._client(headers),
+            model_version=version,
+        )
+        self._group.record(failure, lambda logged: respond(reply._replace(logged=logged)))
+
+    # -- the path of a request ------------------------------------------------------------------
+
+    def _answer(
+        self, parse: Parse, body: bytes, headers: Headers, path: str, respond: Respond
+    ) -> None:
+        """Validate, predict, record, respond: now, or when the log has it."""
+
+        def finish(logged: Logged | BaseException) -> None:
+            if isinstance(logged, BaseException):
+                self._fail(logged, body, headers, path, respond)
+                return
+            try:
+                version = logged[0].model_version
+                reply = Reply(200, write(logged), len(logged), model_version=version)
+            except Exception as error:  # noqa: BLE001  # becomes an answer
+                self._fail(error, body, headers, path, respond)
+            else:
+                respond(reply)
+
+        group = self._group
         try:
-            return await predict(body, headers)
-        except ValidationError as error:
-            detail = problems.invalid(error, self.use_case, body)
-            return await self.refuse(422, detail, body, headers, path)
-        except NotTrainedError:
-            detail = problems.problem("not_ready", self.not_ready() or self.trouble)
-            return await self.refuse(503, detail, body, headers, path)
-        except OverloadedError as error:
-            return Reply(503, problems.as_json(problems.from_error(error)), logged=False)
-        except LogUnavailableError:
+            instances, write = parse(body)
+            records = [instance.__dict__ for instance in instances]
+            rows = list(map(self._in_field_order, records))
+            inputs = [orjson.dumps(record).decode() for record in records]
+            key, client = _key(headers), self._client(headers)
+        except Exception as error:  # noqa: BLE001  # becomes an answer
+            self._fail(error, body, headers, path, respond)
+        else:
+            if group is None or group.champion is None:
+                finish(NotTrainedError("no model answers yet"))
+            elif len(rows) > 1 and group.rows_waiting() > MOST_ROWS_WAITING:
+                finish(OverloadedError("too many rows wait for their answers", "try again"))
+            else:
+                group.predict(rows, inputs, key, client, finish)
+
+    def _fail(
+        self, error: BaseException, body: bytes, headers: Headers, path: str, respond: Respond
+    ) -> None:
+        if isinstance(error, OverloadedError):
+            respond(Reply(503, problems.as_json(problems.from_error(error)), logged=False))
+        elif isinstance(error, LogUnavailableError):
             detail = problems.problem("log_unavailable", NO_LOG)
             version = self.champion.version if self.champion else 0
-            body = problems.as_json(detail)
-            return Reply(503, body, model_version=version, logged=False)
-        except MlopsError as error:
-            return await self.refuse(error.status, problems.from_error(error), body, headers, path)
+            respond(Reply(503, problems.as_json(detail), model_version=version, logged=False))
+        elif isinstance(error, ValidationError):
+            detail = problems.invalid(error, self.use_case, body)
+            self.refuse(422, detail, body, headers, path, respond)
+        elif isinstance(error, NotTrainedError):
+            detail = problems.problem("not_ready", self.not_ready() or self.trouble)
+            self.refuse(503, detail, body, headers, path, respond)
+        elif isinstance(error, MlopsError):
+            detail = problems.from_error(error)
+            self.refuse(error.status, detail, body, headers, path, respond)
+        else:
+            # The server's own log gets the traceback; the client does not.
+            log.error("a defect met POST %s", path, exc_info=error)
+            respond(Reply(500, problems.as_json(problems.internal_error()), logged=False))
 
-    async def _predict_one(self, body: bytes, headers: Headers) -> Reply:
+    def _one(self, body: bytes) -> tuple[Sequence[BaseModel], Write]:
         quotes = body.count(b'"')
         if quotes > self._quotes + SPARE_QUOTES:
             raise _refusal(self.request_model, "too_many_names", "has too many names")
         instance = self._validate_one(body)
         if quotes != self._quotes:
             _refuse_repeated_names(body, self.request_model)
-        [prediction] = await self._predict([instance], headers)
-        body = orjson.dumps(answer(self.use_case, prediction))
-        return Reply(200, body, 1, model_version=prediction.model_version)
+        return [instance], self._write_one
 
-    async def _predict_batch(self, body: bytes, headers: Headers) -> Reply:
+    def _batch(self, body: bytes) -> tuple[Sequence[BaseModel], Write]:
         quotes = body.count(b'"')
         if quotes > 2 * self._quotes * LARGEST_BATCH + SPARE_QUOTES:
             raise _refusal(self.batch_model, "too_many_names", "has too many names")
         instances = self._validate_batch(body).instances
         if quotes != self._quotes * len(instances) + 2:
             _refuse_repeated_names(body, self.batch_model)
-        predictions = await self._predict(instances, headers)
-        answers = [answer(self.use_case, prediction) for prediction in predictions]
-        body = orjson.dumps({"predictions": answers})
-        version = predictions[0].model_version
-        return Reply(200, body, len(answers), model_version=version)
+        return instances, self._write_batch
 
-    async def _predict(self, instances: Sequence[BaseModel], headers: Headers) -> Logged:
-        if self._group is None or self._group.champion is None:
-            raise NotTrainedError("no model answers yet")
-        if len(instances) > 1 and self._group.rows_waiting() > MOST_ROWS_WAITING:
-            raise OverloadedError("too many rows wait for their answers", "try again")
-        fields = self._fields
-        records = [instance.__dict__ for instance in instances]
-        rows: list[Sequence[float]] = [[record[name] for name in fields] for record in records]
-        inputs = [orjson.dumps(record).decode() for record in records]
-        return await self._group.predict(rows, inputs, _key(headers), self._client(headers))
+    def _write_one(self, logged: Logged) -> bytes:
+        return orjson.dumps(answer(self.use_case, logged[0]))
+
+    def _write_batch(self, logged: Logged) -> bytes:
+        return orjson.dumps({"predictions": [answer(self.use_case, row) for row in logged]})
 
     def _client(self, headers: Headers) -> str | None:
         """Return a keyed digest of the client's name: enough to count clients, not to name them.
@@ -264,6 +305,18 @@ class Service:
 
     def _remark(self) -> str:
         return f"; a newer version was refused: {self.trouble}" if self.trouble else ""
+
+
+def reply_of(begin: Callable[[Respond], None]) -> asyncio.Future[Reply]:
+    """Begin to answer a request; return its reply as a future."""
+    replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def respond(reply: Reply) -> None:
+        if not replied.done():  # its client may have gone; what was logged stays
+            replied.set_result(reply)
+
+    begin(respond)
+    return replied
 
 
 def _refuse_repeated_names(body: bytes, model: type[BaseModel]) -> None:

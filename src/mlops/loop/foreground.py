@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 import socket
@@ -10,7 +11,8 @@ import sys
 import uvicorn
 
 from mlops.deploy.access import parse_rate
-from mlops.deploy.limits import SPARE_CONNECTIONS, limited
+from mlops.deploy.limits import SPARE_CONNECTIONS
+from mlops.deploy.protocol import protocol_for
 from mlops.errors import ServiceError
 from mlops.loop.serve import limits, serve
 from mlops.settings import Settings
@@ -31,11 +33,11 @@ def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
     with _bound(settings) as listening:
         config = uvicorn.Config(
             app,
+            http=protocol_for(app, limits(settings)),
             access_log=False,  # every request is in the prediction log
             log_level="info",
             backlog=BACKLOG,
             timeout_graceful_shutdown=SECONDS_TO_DRAIN,
-            http=limited(limits(settings)),
             server_header=False,
             # What X-Forwarded-For says is believed of these alone, and else of nobody.
             proxy_headers=bool(settings.trusted_proxies),
@@ -45,6 +47,9 @@ def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
         # code of something that went well.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: sys.exit(0))
+        # What is loaded stays: a collection of garbage need not look through it again.
+        gc.collect()
+        gc.freeze()
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from mlops.deploy.service import Service
+from mlops.deploy.service import Service, reply_of
 from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
 from mlops.improve.ledger import Ledger
 from mlops.loop.serve import open_champion, open_log
@@ -52,7 +52,9 @@ def predict(
             stack.push_async_callback(service.stop)
             service.swap(champion)
             body = orjson.dumps({"instances": rows})
-            return await service.predict_batch(body, [CLIENT], "mlops predict")
+            return await reply_of(
+                lambda respond: service.predict_batch(body, [CLIENT], "mlops predict", respond)
+            )
 
     reply = asyncio.run(answer())
     content = orjson.loads(reply.body)

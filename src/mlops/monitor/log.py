@@ -4,7 +4,8 @@ One SQLite database per use case, `<folder>/predictions.db`, is the truth; the t
 follows (`logfile.py`). The server collects all requests that are waiting and hands them over
 together, so that one synced commit pays for many:
 
-    append   one transaction: rows, refused requests, counts   then the text file   then answers
+    append   one transaction: rows, refused requests, counts   then the text file
+    sync     waits until the disk has what was appended        then answers, if power cuts matter
     metrics  read from the counts (`buckets.py`), never from rows: right after a restart, and with
              several servers
     rows, find, failures, totals   read on connections of their own: never wait for a writer
@@ -19,16 +20,32 @@ import contextlib
 import datetime
 import functools
 import itertools
+import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from mlops.database import Migration, connect, insert, migrate, transaction
-from mlops.errors import DataError, IdempotencyConflictError, LogUnavailableError, UsageError
+from mlops.database import (
+    BUSY_TIMEOUT_MS,
+    CHECKPOINT_PAGES,
+    Migration,
+    connect,
+    insert,
+    migrate,
+    transaction,
+)
+from mlops.errors import (
+    DataError,
+    IdempotencyConflictError,
+    LogBusyError,
+    LogUnavailableError,
+    UsageError,
+)
 from mlops.monitor import buckets, metrics
 from mlops.monitor.logfile import LogFile
 from mlops.records import Failure, Metrics, Prediction, Submission, Timing, Totals
@@ -68,6 +85,9 @@ CREATE TABLE probe(id INTEGER PRIMARY KEY, probed_utc TEXT NOT NULL, room BLOB);
 PAGE_ROWS = 5_000
 PRUNED_ROWS = 500
 PAGES_GIVEN_BACK = 256
+BUSY_SLEEP_SECONDS = 0.0005
+LONGEST_PAUSE_MS = 20
+"""How long a checkpoint may keep writers waiting for a reader."""
 Answer = tuple[Prediction, ...] | IdempotencyConflictError
 
 FIXES: dict[type[Exception], str] = {
@@ -114,12 +134,21 @@ class PredictionLog:
         self._table = f'"{table}"'
         self._select = f'SELECT {", ".join(FIELDS)} FROM "{table}"'  # noqa: S608  checked above
         self._into = f'"{table}"({", ".join(FIELDS[:-1])}, idempotency_key, item)'
+        self._durable = durability == "power"
+        self._name = str(self.path)
+        self._patient = True
+        self._closed = False
+        self._checkpointing = threading.Thread()
+        self._checkpointed_pages = 0
         try:
-            self._writer = connect(
-                self.path, synchronous="FULL" if durability == "power" else "NORMAL"
-            )
+            # Commits never sync, `sync` does: then one wait for the disk serves many commits, and
+            # the next commits are made meanwhile.
+            self._writer = connect(self.path, synchronous="NORMAL")
             self._inode = self.path.stat().st_ino
+            self._writer.set_busy_handler(self._on_busy)
             migrate(self._writer, _migrations(table))
+            self._writer.set_wal_hook(self._on_commit)
+            self._wal = os.open(f"{self._name}-wal", os.O_RDONLY | os.O_CLOEXEC)
         except (apsw.Error, OSError) as error:
             raise self._unavailable(error) from error
         if not self._writer.table_exists("main", table):
@@ -137,20 +166,27 @@ class PredictionLog:
         submissions: Sequence[Submission],
         failures: Sequence[Failure] = (),
         timings: Sequence[Timing] = (),
+        *,
+        wait: bool = True,
     ) -> list[Answer]:
         """Commit all of these together; return, for each submission, its rows with their ids.
+
+        They survive the death of this process. That they survive a power cut too, `sync` ensures.
 
         A submission whose key is in the log already, or came earlier in this call, is not logged
         again. With the same inputs in the same order it is answered with the rows of the first;
         with others its place in the result holds an `IdempotencyConflictError`, not raised.
         `timings` are those of answers that have gone out since: they are counted.
 
-        Raises `LogUnavailableError` if the commit failed; then nothing of the call is in the log.
+        Raises `LogUnavailableError` if the commit failed, and without `wait` `LogBusyError` if
+        somebody else is writing; then nothing of the call is in the log.
         """
         if not submissions and not failures and not timings:
             return []
-        with self._lock:
-            with self._writing() as connection:
+        if not self._lock.acquire(blocking=wait):
+            raise LogBusyError(f"the prediction log {self.path} is being written", "wait for it")
+        try:
+            with self._writing(wait=wait) as connection:
                 places, fresh = self._sort_out(submissions)
                 rows = self._insert(fresh)
                 if failures:
@@ -158,10 +194,30 @@ class PredictionLog:
                 resent = _resent(places, fresh) if len(fresh) < len(places) else ()
                 first_id = rows[0].id if rows else 0
                 self._counter.add(fresh, first_id, resent, failures, timings)
-            self._follow(rows)
+            self._follow(rows, wait=wait)
+        finally:
+            self._lock.release()
         numbered = iter(rows)
         answers = [tuple(itertools.islice(numbered, len(first.rows))) for first in fresh]
         return [answers[place] if isinstance(place, int) else place for place in places]
+
+    def sync(self) -> None:
+        """Wait until the disk has all that was appended, if the log promises that: else return.
+
+        Raises `LogUnavailableError` if the disk cannot take it. What was appended is then in the
+        log all the same, but may not outlive a power cut.
+        """
+        if not self._durable:
+            return
+        try:
+            # SQLite reads a write-ahead log up to its first incomplete frame, so it is enough that
+            # the file is on the disk. POSIX locks, which closing a descriptor would drop, are held
+            # on the other files of the database, and this descriptor stays open besides.
+            os.fdatasync(self._wal)
+        except OSError as error:
+            unavailable = self._unavailable(error)
+            self.failed = unavailable.message
+            raise unavailable from error
 
     def probe(self) -> None:
         """Make one small durable write. Raises `LogUnavailableError` if that cannot be done.
@@ -171,8 +227,10 @@ class PredictionLog:
         """
         now = datetime.datetime.now(datetime.UTC).isoformat()
         room = 64 * 1024 if self.failed else 0
-        with self._lock, self._writing() as connection:
-            connection.execute("REPLACE INTO probe VALUES (1, ?, zeroblob(?))", (now, room))
+        with self._lock:
+            with self._writing() as connection:
+                connection.execute("REPLACE INTO probe VALUES (1, ?, zeroblob(?))", (now, room))
+            self.sync()
 
     def totals(self) -> Totals:
         """Return the totals as of the last commit, in the time of a few lookups."""
@@ -326,12 +384,21 @@ class PredictionLog:
     def close(self) -> None:
         """Move what was written into the main database file, and let go of it. Raises nothing."""
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            while self.file_behind and not self._follow(()):
+                pass
+            if self._checkpointing.is_alive():
+                self._checkpointing.join()
             while self._readers:
                 self._readers.pop().close()
             # A checkpoint that fails costs nothing: the rows are safe beside the main file.
             with contextlib.suppress(apsw.Error):
                 self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._writer.close()
+            os.close(self._wal)
+            self._file.close()
 
     def _sort_out(
         self, submissions: Sequence[Submission]
@@ -387,10 +454,19 @@ class PredictionLog:
         sql = f"{self._select} WHERE id > ? ORDER BY id LIMIT ?"
         return [Prediction(*row) for row in self._writer.execute(sql, (number, limit))]
 
-    def _follow(self, committed: Sequence[Prediction]) -> bool:
+    def catch_up(self) -> None:
+        """Let the text file have what it lacks: other processes may have held its lock."""
+        if self.file_behind:
+            with self._lock:
+                while not self._follow(()):
+                    pass
+
+    def _follow(self, committed: Sequence[Prediction], *, wait: bool = True) -> bool:
         """Let the text file follow; return False when there is more to write, and it can be."""
         try:
-            done = self._file.follow(committed)
+            done = self._file.follow(committed, wait=wait)
+        except BlockingIOError:
+            done = False
         except Exception as error:  # noqa: BLE001  the rows are committed: their answers must go out
             self.file_behind = f"{self._file.path}: {error}"
             return True
@@ -398,19 +474,57 @@ class PredictionLog:
         return done
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[apsw.Connection]:
+    def _writing(self, *, wait: bool = True) -> Iterator[apsw.Connection]:
+        self._patient = wait
         try:
             with transaction(self._writer):
                 # SQLite would go on writing to a deleted file, and everything be lost at its end.
-                if self.path.stat().st_ino != self._inode:
+                if os.stat(self._name).st_ino != self._inode:  # noqa: PTH116  each microsecond counts
                     raise FileNotFoundError("another file has taken its place")
                 yield self._writer
+        except apsw.BusyError as error:
+            if wait:
+                self.failed = self._unavailable(error).message
+            raise (self._unavailable(error) if wait else LogBusyError(str(error))) from error
         except (apsw.Error, OSError) as error:
             unavailable = self._unavailable(error)
             self.failed = unavailable.message
             self._counter.forget()
             raise unavailable from error
         self.failed = None
+
+    def _on_busy(self, tries: int) -> bool:
+        """Whether SQLite shall try again to get the lock that another process holds.
+
+        Its own way is to sleep for up to 100 ms between tries; a commit takes some hundred
+        microseconds.
+        """
+        time.sleep(BUSY_SLEEP_SECONDS if self._patient else 0)
+        return self._patient and tries * BUSY_SLEEP_SECONDS < BUSY_TIMEOUT_MS / 1e3
+
+    def _on_commit(self, _: apsw.Connection, __: str, pages: int) -> int:
+        """Begin to move what was committed into the main file, once there is enough of it."""
+        if pages < self._checkpointed_pages:  # it began again at its start
+            self._checkpointed_pages = 0
+        grown = pages - self._checkpointed_pages
+        if grown >= CHECKPOINT_PAGES and not self._checkpointing.is_alive():
+            self._checkpointed_pages = pages
+            self._checkpointing = threading.Thread(target=self._checkpoint, name="checkpoint")
+            self._checkpointing.start()
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self) -> None:
+        """Move commits into the main file; in a thread, for it waits for the disk several times.
+
+        The first step lets others write; what they wrote meanwhile is little, and moved while
+        they wait, so that the write-ahead log can begin again at its start. One that fails, or
+        that a long reader keeps from its end, is made up for by the next: the commits are safe
+        where they are.
+        """
+        with contextlib.suppress(apsw.Error), contextlib.closing(connect(self.path)) as connection:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            connection.set_busy_timeout(LONGEST_PAUSE_MS)
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
 
     def _read(self, sql: str, bindings: apsw.Bindings = ()) -> list[tuple[Any, ...]]:
         with self._reading() as reader:

@@ -36,6 +36,7 @@ from mlops.records import Prediction
 
 ROWS_PER_STEP = 1_000
 TAIL_BYTES = 1 << 16
+FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 class LogFile:
@@ -61,8 +62,10 @@ class LogFile:
         # Inode and size as this process left the file, and the id in its last line. While they
         # are the same nobody else has written, and the tail need not be read.
         self._left = (0, 0, 0)
+        self._name = str(path)
+        self._descriptor: int | None = None
 
-    def follow(self, committed: Sequence[Prediction] = ()) -> bool:
+    def follow(self, committed: Sequence[Prediction] = (), *, wait: bool = True) -> bool:
         """Write the rows that the file lacks; return whether it now holds all of them.
 
         `committed` is the caller's last commit: written as it is if the file ends just before it.
@@ -70,9 +73,10 @@ class LogFile:
         request waits for the whole file to be written anew; False means, call again.
 
         Raises `OSError` if the file cannot be read or written; it is then as it was before.
+        Without `wait` that is a `BlockingIOError` if another process is writing.
         """
         while True:
-            with self._locked() as descriptor:
+            with self._locked(wait=wait) as descriptor:
                 end = self._find_end(descriptor)
                 if end is None:
                     self._move_aside()
@@ -88,27 +92,35 @@ class LogFile:
                     self._rotate(last_id)
                 return from_memory or len(rows) < ROWS_PER_STEP
 
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        """Open the file, made if missing, and hold its lock."""
+    def _locked(self, *, wait: bool) -> Iterator[int]:
+        """Hold the lock of the file that the path names, made if missing."""
+        operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         while True:
-            descriptor = os.open(
-                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640
-            )
+            if self._descriptor is None:
+                self._descriptor = os.open(self._name, FLAGS, 0o640)
+            fcntl.flock(self._descriptor, operation)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if self._names(descriptor):
-                    yield descriptor
+                if self._is_named(self._descriptor):
+                    yield self._descriptor
                     return
             finally:
-                os.close(descriptor)  # and with it the lock
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self.close()
 
-    def _names(self, descriptor: int) -> bool:
-        """Whether the path still names this file: it may have moved while we awaited its lock."""
+    def _is_named(self, descriptor: int) -> bool:
+        """Whether the path still names this file: it may have moved since it was opened."""
         try:
-            return self.path.stat().st_ino == os.fstat(descriptor).st_ino
+            named = os.stat(self._name)  # noqa: PTH116  each microsecond counts
         except FileNotFoundError:
             return False
+        opened = os.fstat(descriptor)
+        return (named.st_ino, named.st_dev) == (opened.st_ino, opened.st_dev)
 
     def _find_end(self, descriptor: int) -> tuple[int, int] | None:
         """Cut off what is torn; return the file's size and last id, or None if it is not ours."""

@@ -1,0 +1,186 @@
+"""The short way of a hot request: from the bytes on the connection straight to its handler.
+
+uvicorn makes a task, a scope and some messages of each request, as ASGI wants it; that costs more
+than to validate, predict and log one. `Protocol` takes up a POST to a hot route itself, and calls
+the same `HotRoute.begin` that the application calls. Everything else goes uvicorn's way and in by
+the application's door: other routes, all requests while there are keys or rate limits to look at,
+requests that are pipelined, that expect a 100 or an upgrade, those that are too many, and
+connections whose client does not read its answers.
+
+One object is made per request; what uvicorn and `limits.py` look at between requests (`cycle`, the
+keep-alive timer, the pipeline) is kept as they expect it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from mlops.deploy.access import Access
+from mlops.deploy.app import App, HotRoute, headers_of
+from mlops.deploy.limits import MOST_HEADERS, LimitedProtocol, Limits
+from mlops.deploy.service import Reply
+
+LENGTH = b"content-length"
+
+
+def protocol_for(app: App, limits: Limits) -> type[LimitedProtocol]:
+    """Return the protocol class for uvicorn's `http` setting, bound to the hot routes of `app`."""
+    routes = {path.encode(): route for path, route in app.hot.items()}
+    shared = {"limits": limits, "routes": routes, "access": app.access, "answers": _Answers()}
+    return type("HotProtocol", (Protocol,), shared)
+
+
+class Protocol(LimitedProtocol):
+    """uvicorn's protocol with its limits, and with a short way to `routes`."""
+
+    routes: Mapping[bytes, HotRoute]
+    access: Access
+    answers: _Answers
+    _hot: _Exchange | None = None
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self.expect_message()
+
+    def on_headers_complete(self) -> None:
+        route = self.routes.get(self.url)
+        if (
+            route is not None
+            and not self.access.on
+            and self.parser.get_method() == b"POST"
+            and (self.cycle is None or self.cycle.response_complete)
+            and len(self.headers) <= MOST_HEADERS
+            and not self.expect_100_continue
+            and not self.parser.should_upgrade()
+            and not self.flow.write_paused
+            and not self.too_many_wait()
+        ):
+            self.expect_body()
+            self._hot = self.cycle = _Exchange(self, route, self.headers)  # type: ignore[assignment]
+        else:
+            url, headers, expect = self.url, self.headers, self.expect_100_continue
+            HttpToolsProtocol.on_message_begin(self)  # makes the scope
+            self.url, self.expect_100_continue = url, expect
+            self.headers += headers
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._hot is None:
+            super().on_body(body)
+        else:
+            self._hot.take(body)
+
+    def on_message_complete(self) -> None:
+        if self._hot is None:
+            super().on_message_complete()
+        else:
+            self.expect_nothing()
+            exchange, self._hot = self._hot, None
+            exchange.begin()
+
+    def too_many_wait(self) -> bool:
+        return len(self.tasks) + self.answers.waiting >= self.limits.waiting
+
+
+class _Exchange:
+    """A hot request and its answer. Has of uvicorn's cycle what is looked at from outside."""
+
+    __slots__ = (
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "message_event",
+        "parts",
+        "protocol",
+        "response_complete",
+        "response_started",
+        "route",
+        "size",
+    )
+
+    def __init__(
+        self, protocol: Protocol, route: HotRoute, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        self.protocol = protocol
+        self.route = route
+        self.headers = headers
+        self.parts: list[bytes] = []
+        self.size = 0
+        parser = protocol.parser
+        self.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        self.response_started = self.response_complete = False
+        self.disconnected = False
+        self.message_event = NOBODY_WAITS
+
+    def take(self, part: bytes) -> None:
+        """Keep a part of the body; of one that is too large, only the first."""
+        self.size += len(part)
+        if self.size <= self.protocol.limits.body:
+            self.parts.append(part)
+        else:
+            del self.parts[1:]
+
+    def begin(self) -> None:
+        self.protocol.answers.waiting += 1
+        if self.size <= self.protocol.limits.body:
+            self.route.begin(b"".join(self.parts), self.headers, self.respond)
+        else:
+            self.route.refuse_size(b"".join(self.parts), self.headers, self.respond)
+
+    def respond(self, reply: Reply) -> None:
+        protocol = self.protocol
+        protocol.answers.waiting -= 1
+        self.response_started = self.response_complete = True
+        if self.disconnected or protocol.transport.is_closing():
+            return
+        protocol.transport.write(
+            b"".join(
+                (
+                    protocol.answers.head(reply, protocol.server_state.default_headers),
+                    b"%d\r\n" % len(reply.body),
+                    b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
+                    reply.body,
+                )
+            )
+        )
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+
+class _NobodyWaits:
+    """In place of the event with which uvicorn wakes an application that waits for a message."""
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
+NOBODY_WAITS = _NobodyWaits()
+
+
+class _Answers:
+    """What the connections of a server share: how many requests wait, and heads of answers.
+
+    Heads, up to their length, are made once a second: uvicorn then sets the date.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._default: list[tuple[bytes, bytes]] = []
+        self._heads: dict[int, bytes] = {}
+
+    def head(self, reply: Reply, default: list[tuple[bytes, bytes]]) -> bytes:
+        if default is not self._default:
+            self._default, self._heads = default, {}
+        head = self._heads.get(reply.status)
+        if head is None:
+            pairs = [*default, *(pair for pair in headers_of(reply) if pair[0] != LENGTH)]
+            lines = b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+            head = STATUS_LINE[reply.status] + lines + LENGTH + b": "
+            if not reply.headers:  # which are of this one alone
+                self._heads[reply.status] = head
+        return head
