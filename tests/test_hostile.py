@@ -422,7 +422,8 @@ class Hot:
         handler = self.service.predict_batch if batch else self.service.predict
 
         async def ask() -> tuple[int, bytes]:
-            return await reply_of(lambda respond: handler(body, [], "/predict", respond))
+            reply = await reply_of(lambda respond: handler(body, [], "/predict", respond))
+            return reply.status, reply.body
 
         status, answer = self.loop.run_until_complete(ask())
         return status, strict_json(answer)

@@ -343,10 +343,11 @@ def test_a_corrupt_bundle_is_refused_on_promotion_and_the_one_before_goes_on_ans
     assert "refused" not in server.request("/")[1]["message"]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_promotions_under_load_fail_no_request_and_mix_no_versions(
-    serve: Serve, home: Path
+    serve: Serve, home: Path, workers: str
 ) -> None:
-    server = serve("iris")
+    server = serve("iris", WORKERS=workers)
     models = {
         number: open_bundle(home / "models" / "bundles" / name).model
         for number, name in bundles(home).items()

@@ -132,17 +132,20 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port (PORT)")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind (MLOPS_HOST)")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that answer side by side (WORKERS)")
+    ] = None,
 ) -> None:
     """Serve in the foreground until Ctrl-C.
 
     Several use cases stand under their names, and root `/predict` is the first one's; a single
     one has its routes at the root.
 
-    Examples: `mlops serve` · `mlops serve iris --port 8001`
+    Examples: `mlops serve` · `mlops serve iris --port 8001` · `mlops serve --workers 4`
     """
     from mlops.loop.foreground import serve_in_foreground
 
-    given = {"PORT": port, "MLOPS_HOST": host}
+    given = {"PORT": port, "MLOPS_HOST": host, "WORKERS": workers}
     overrides = {name: value for name, value in given.items() if value is not None}
     serve_in_foreground(tuple(use_cases or ()), read_settings(**overrides))
 

@@ -46,6 +46,13 @@ class Settings(BaseSettings):
     port: int = Field(
         8000, ge=1, le=65535, validation_alias="PORT", description="Port of the server"
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        validation_alias="WORKERS",
+        description="Processes that answer side by side, behind one port",
+    )
     mlflow_port: int = Field(
         5000,
         ge=1,

@@ -117,6 +117,20 @@ class Service:
         self._group.champion = champion
         self.trouble = ""
 
+    def rehearse(self, champion: Champion, rows: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        """Return what this champion would answer to rows of field values; nothing is recorded.
+
+        The rows go the way of a request: written as JSON, validated, predicted, written again.
+        """
+        instances = [dict(zip(self.use_case.fields, row, strict=True)) for row in rows]
+        parsed, write = self._batch(orjson.dumps({"instances": instances}))
+        records = [instance.__dict__ for instance in parsed]
+        inputs = [orjson.dumps(record).decode() for record in records]
+        fields = list(map(self._in_field_order, records))
+        written = write(tuple(champion.predict(fields, inputs, [None] * len(rows))))
+        answers: list[dict[str, Any]] = orjson.loads(written)["predictions"]
+        return answers
+
     # -- routes ---------------------------------------------------------------------------------
 
     def predict(self, body: bytes, headers: Headers, path: str, respond: Respond) -> None:

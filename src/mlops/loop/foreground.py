@@ -1,4 +1,4 @@
-"""Serve in the foreground: one process, until it is told to stop."""
+"""Serve in the foreground: one process or several, until they are told to stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -15,42 +16,61 @@ from mlops.deploy.limits import SPARE_CONNECTIONS
 from mlops.deploy.protocol import protocol_for
 from mlops.errors import ServiceError
 from mlops.loop.serve import limits, serve
+from mlops.loop.workers import Supervisor
 from mlops.settings import Settings
-from mlops.usecases import USE_CASES
+from mlops.usecases import USE_CASES, find
 
 SECONDS_TO_DRAIN = 10
 BACKLOG = 2048
 FILES_OF_OUR_OWN = 100
 
 
-def serve_in_foreground(names: tuple[str, ...], settings: Settings) -> None:
+def serve_in_foreground(names: Sequence[str], settings: Settings) -> None:
     """Run the server until SIGINT or SIGTERM; accepted requests are answered before it ends."""
     # A setting that cannot be used should be one line too.
     parse_rate(settings.rate_limit)
     _ = settings.signing_key
-    app = serve(*(names or settings.names or USE_CASES), settings=settings)
-    _allow_files(settings.max_connections + SPARE_CONNECTIONS + FILES_OF_OUR_OWN)
+    names = tuple(names) or settings.names or tuple(USE_CASES)
+    for name in names:
+        find(name)  # an unknown one should be one line, not one of each worker
     with _bound(settings) as listening:
-        config = uvicorn.Config(
-            app,
-            http=protocol_for(app, limits(settings)),
-            access_log=False,  # every request is in the prediction log
-            log_level="info",
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=SECONDS_TO_DRAIN,
-            server_header=False,
-            # What X-Forwarded-For says is believed of these alone, and else of nobody.
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies,
-        )
-        # uvicorn drains, then raises again the signal that ended it: this makes of it the exit
-        # code of something that went well.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: sys.exit(0))
-        # What is loaded stays: a collection of garbage need not look through it again.
-        gc.collect()
-        gc.freeze()
-        uvicorn.Server(config).run(sockets=[listening])
+        if settings.workers == 1:
+            run_server(names, settings, listening, uvicorn.Server)
+        else:
+            listening.listen(BACKLOG)
+            supervisor = Supervisor(settings.workers, names, settings, listening)
+            supervisor.run(SECONDS_TO_DRAIN + 5)
+
+
+def run_server(
+    names: Sequence[str],
+    settings: Settings,
+    listening: socket.socket,
+    server: Callable[[uvicorn.Config], uvicorn.Server],
+) -> None:
+    """Answer on a bound socket, in this process."""
+    app = serve(*names, settings=settings)
+    _allow_files(settings.max_connections + SPARE_CONNECTIONS + FILES_OF_OUR_OWN)
+    config = uvicorn.Config(
+        app,
+        http=protocol_for(app, limits(settings)),
+        access_log=False,  # every request is in the prediction log
+        log_level="info",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=SECONDS_TO_DRAIN,
+        server_header=False,
+        # What X-Forwarded-For says is believed of these alone, and else of nobody.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
+    )
+    # uvicorn drains, then raises again the signal that ended it: this makes of it the exit
+    # code of something that went well.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+    # What is loaded stays: a collection of garbage need not look through it again.
+    gc.collect()
+    gc.freeze()
+    server(config).run(sockets=[listening])
 
 
 def _allow_files(number: int) -> None:

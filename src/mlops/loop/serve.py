@@ -32,7 +32,7 @@ from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.monitor.log import PredictionLog
-from mlops.package.bundle import open_bundle
+from mlops.package.bundle import GOLDEN_TOLERANCE, open_bundle
 from mlops.records import Prediction
 from mlops.settings import Settings, read_settings
 from mlops.usecase import UseCase
@@ -186,6 +186,28 @@ def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Ch
     return Champion(use_case, version.version, version.candidate, bundle)
 
 
+def rehearse(service: Service, champion: Champion, golden: dict[str, Any]) -> None:
+    """Let a champion answer its golden rows as it would answer requests.
+
+    Raises `BundleError` if an answer is not the sealed one. `open_bundle` has asked the graph
+    alone; this is the whole way from JSON to JSON.
+    """
+    target = service.use_case.target
+    answers = service.rehearse(champion, golden["fields"])
+    found = [float(answer[target.name]) for answer in answers]
+    sealed = [float(value) for value in golden["prediction"]]
+    if target.labels:
+        found += [p for answer in answers for p in answer["probabilities"].values()]
+        sealed += [p for row in golden["probabilities"] for p in row]
+    off = max(abs(a - b) for a, b in zip(found, sealed, strict=True))
+    if not off <= GOLDEN_TOLERANCE:
+        raise BundleError(
+            f"bundle {champion.bundle.hash[:12]} does not answer its golden rows as a request is "
+            f"answered (off by {off:.3g})",
+            f"train again with: mlops train {service.use_case.name}",
+        )
+
+
 class _Follower:
     """Keeps one service on the champion that the state database names.
 
@@ -223,6 +245,7 @@ class _Follower:
         self._seen, self._try_again = version, math.inf
         try:
             champion = open_champion(self._service.use_case, version, self._settings)
+            rehearse(self._service, champion, champion.bundle.golden)
         except MlopsError as error:
             # Clients are told what, the server's own log also where, and how to mend it.
             trouble = f"version {version.version} was refused: {error.message}"

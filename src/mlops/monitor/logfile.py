@@ -27,6 +27,7 @@ import datetime
 import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from mlops.records import Prediction
 
 ROWS_PER_STEP = 1_000
 TAIL_BYTES = 1 << 16
+SECONDS_TO_TRY = 0.002
 FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -100,11 +102,10 @@ class LogFile:
     @contextlib.contextmanager
     def _locked(self, *, wait: bool) -> Iterator[int]:
         """Hold the lock of the file that the path names, made if missing."""
-        operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         while True:
             if self._descriptor is None:
                 self._descriptor = os.open(self._name, FLAGS, 0o640)
-            fcntl.flock(self._descriptor, operation)
+            self._lock(self._descriptor, wait=wait)
             try:
                 if self._is_named(self._descriptor):
                     yield self._descriptor
@@ -112,6 +113,22 @@ class LogFile:
             finally:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self.close()
+
+    def _lock(self, descriptor: int, *, wait: bool) -> None:
+        """Take the file's lock. Without `wait`, try for as long as a commit's lines take."""
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return
+        deadline = time.monotonic() + SECONDS_TO_TRY
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(SECONDS_TO_TRY / 20)
+            else:
+                return
 
     def _is_named(self, descriptor: int) -> bool:
         """Whether the path still names this file: it may have moved since it was opened."""

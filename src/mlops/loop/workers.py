@@ -1,0 +1,173 @@
+"""Several worker processes behind one socket, and the supervisor that keeps them at full number.
+
+The supervisor binds the socket and loads no model; each worker is a program of its own, started
+anew (never forked from a process with threads), and accepts from that one socket. What they share
+is on disk: the prediction log, the counts, the champion's name. So every worker answers with the
+same champion and the same totals, and the death of one costs only the requests it had in hand:
+connections that nobody has accepted yet wait for the others.
+
+A worker that dies is replaced at once. One that hangs is found by its silence, for its event loop
+beats several times a second, and is killed and replaced. A worker whose supervisor died drains
+and ends by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import uvicorn
+
+from mlops.errors import ServiceError
+from mlops.settings import Settings
+
+SECONDS_OF_SILENCE = 3.0
+"""More than the largest request keeps an event loop, and far less than a client waits."""
+SECONDS_TO_START = 60.0
+SECONDS_BETWEEN_LOOKS = 0.05
+DEATHS_AT_START = 3
+"""So many workers in a row that never came up: it is not by chance, and nothing will mend it."""
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+)
+
+
+class Worker:
+    """One worker process, as the supervisor sees it."""
+
+    def __init__(self, names: Sequence[str], settings: Settings, listening: socket.socket) -> None:
+        self._beats, beat = os.pipe()
+        os.set_blocking(self._beats, False)
+        try:
+            self.process = subprocess.Popen(  # noqa: S603  this very module
+                [sys.executable, "-m", __name__, str(listening.fileno()), str(beat), *names],
+                env={**os.environ, **ONE_THREAD, "MLOPS_HOME": str(settings.home)},
+                pass_fds=(listening.fileno(), beat),
+            )
+        finally:
+            os.close(beat)
+        self.up = False
+        self._heard = time.monotonic()
+
+    def hangs(self) -> bool:
+        """Listen for its beats; whether it has been silent for too long."""
+        now = time.monotonic()
+        if select.select([self._beats], [], [], 0)[0] and os.read(self._beats, 4096):
+            self.up, self._heard = True, now
+        return now - self._heard > (SECONDS_OF_SILENCE if self.up else SECONDS_TO_START)
+
+    def end(self, signal_number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal_number)
+
+    def close(self) -> None:
+        os.close(self._beats)
+
+
+class Supervisor:
+    """Keeps `number` workers running until SIGINT or SIGTERM, then lets them drain."""
+
+    def __init__(
+        self, number: int, names: Sequence[str], settings: Settings, listening: socket.socket
+    ) -> None:
+        self._number = number
+        self._names = names
+        self._settings = settings
+        self._listening = listening
+        self._workers: list[Worker] = []
+        self._stopping = False
+        self._deaths_at_start = 0
+
+    def run(self, seconds_to_drain: float) -> None:
+        """Raises `ServiceError` if workers cannot come up at all."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        try:
+            self._workers += [self._start() for _ in range(self._number)]
+            while not self._stopping:
+                self._replace()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        finally:
+            self._end(seconds_to_drain)
+
+    def _start(self) -> Worker:
+        return Worker(self._names, self._settings, self._listening)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _replace(self) -> None:
+        """Put a new worker in the place of each that died or hangs."""
+        for place, worker in enumerate(self._workers):
+            if worker.process.poll() is None:
+                if not worker.hangs():
+                    self._deaths_at_start *= not worker.up
+                    continue
+                _say(f"worker {worker.process.pid} hangs, and is replaced")
+                worker.end(signal.SIGKILL)
+                worker.process.wait()
+            else:
+                _say(f"worker {worker.process.pid} died ({worker.process.returncode})")
+            worker.hangs()  # hears what it had still said
+            worker.close()
+            self._deaths_at_start += not worker.up
+            if self._deaths_at_start >= DEATHS_AT_START * self._number:
+                raise ServiceError(
+                    "workers end as soon as they begin",
+                    "see above what they say, or find out with: mlops serve --workers 1",
+                )
+            self._workers[place] = self._start()
+
+    def _end(self, seconds_to_drain: float) -> None:
+        deadline = time.monotonic() + seconds_to_drain
+        for worker in self._workers:
+            worker.end(signal.SIGTERM)
+        for worker in self._workers:
+            try:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.end(signal.SIGKILL)
+                worker.process.wait()
+
+
+class WorkerServer(uvicorn.Server):
+    """A server that shows its supervisor that it lives, and does not outlive it."""
+
+    def __init__(self, config: uvicorn.Config, beat: int) -> None:
+        super().__init__(config)
+        os.set_blocking(beat, False)
+        self._beat = beat
+        self._supervisor = os.getppid()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Beat; uvicorn calls this from the event loop, ten times a second."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._beat, b".")
+        orphaned = os.getppid() != self._supervisor
+        return await super().on_tick(counter) or orphaned
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"WARNING:  {text}\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """Be a worker: `python -m mlops.loop.workers LISTENING BEAT USE_CASE...`."""
+    from mlops.loop.foreground import run_server
+    from mlops.settings import read_settings
+
+    listening, beat, *names = sys.argv[1:]
+    with socket.socket(fileno=int(listening)) as shared:
+        run_server(names, read_settings(), shared, lambda config: WorkerServer(config, int(beat)))
+
+
+if __name__ == "__main__":
+    main()

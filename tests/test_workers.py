@@ -1,0 +1,106 @@
+"""Several workers behind one port: one log, one count, one champion, and always at full number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import kept
+import psutil
+import pytest
+from conftest import Server, free_port, mlops
+from traffic import post, send
+
+from mlops.usecases.housing import HOUSING
+
+Serve = Callable[..., Server]
+BODY = next(iter(HOUSING.examples.values()))
+
+
+def workers(server: Server) -> list[psutil.Process]:
+    children = psutil.Process(server.process.pid).children()
+    return [one for one in children if "mlops.loop.workers" in one.cmdline()]
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "this did not come to pass"
+        time.sleep(0.05)
+
+
+def pids(server: Server) -> set[int]:
+    return {one.pid for one in workers(server)}
+
+
+def both_up(server: Server, *, not_among: frozenset[int] = frozenset()) -> bool:
+    """Whether two workers answer: each has its own log open, and takes connections."""
+    now = pids(server)
+    started = server.printed().count("Application startup complete.")
+    return len(now) == 2 and not now & not_among and started >= 2 + len(not_among)
+
+
+def test_workers_share_one_log_one_count_and_one_champion_and_a_killed_one_is_replaced(
+    serve: Serve, home: Path
+) -> None:
+    server = serve("housing", WORKERS="2")
+    until(lambda: both_up(server))
+    first = pids(server)
+    killed = min(first)
+
+    def kill(number: int, _: object) -> None:
+        if number == 150:
+            os.kill(killed, signal.SIGKILL)
+
+    requests = [post("/predict", BODY, Idempotency_Key=f"request {n}") for n in range(400)]
+    replies = send(server.port, requests, connections=16, on_reply=kill)
+    unanswered = [request for request, reply in zip(requests, replies, strict=True) if not reply]
+    assert len(unanswered) < 400
+    if unanswered:
+        replies += send(server.port, unanswered, connections=4)
+    answered = [reply for reply in replies if reply]
+    assert [reply.status for reply in answered] == [200] * 400
+    until(lambda: both_up(server, not_among=frozenset({killed})))
+    assert server.request("/health/ready")[0] == 200
+
+    ids = {reply.json["prediction_id"] for reply in answered}
+    assert {row["prediction_id"] for row in kept.check_whole(home)} == ids
+    assert len(ids) == 400
+    for _ in range(6):  # some to each worker
+        kept.check_metrics(server.request("/metrics")[1], home)
+
+    assert server.stop() == 0
+    assert not [pid for pid in first if psutil.pid_exists(pid)]
+
+
+def test_workers_end_with_their_supervisor_even_if_it_is_killed(serve: Serve, home: Path) -> None:
+    server = serve("iris", WORKERS="2")
+    until(lambda: both_up(server))
+    left = pids(server)
+    server.kill()
+    until(lambda: not any(psutil.pid_exists(pid) for pid in left))
+
+
+def test_workers_that_cannot_begin_are_one_clear_end_and_no_endless_tries(home: Path) -> None:
+    (home / "irislogs").mkdir(exist_ok=True)
+    (home / "irislogs" / "predictions.db").write_text("this is no database" * 1000)
+    port = str(free_port())
+    ended = mlops("serve", "iris", "--workers", "2", "--port", port, home=home, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().splitlines()[-1].startswith("mlops: workers end as soon as")
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced_and_a_killed_one_at_once(serve: Serve, home: Path) -> None:
+    server = serve("iris", WORKERS="2")
+    until(lambda: both_up(server))
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        gone = min(pids(server))
+        started = time.monotonic()
+        os.kill(gone, number)
+        until(lambda gone=gone: len(pids(server) - {gone}) == 2 and not psutil.pid_exists(gone))
+        until(lambda: server.request("/health/ready")[0] == 200)
+        assert time.monotonic() - started < 10
