@@ -165,7 +165,7 @@ def test_a_commit_that_syncs_or_is_large_holds_up_no_other_work(synced: bool, ro
         original = getattr(log, name)
 
         def watched(*arguments: Any, **options: Any) -> Any:
-            threads[name] = threading.current_thread()
+            threads.setdefault(name, threading.current_thread())
             return original(*arguments, **options)
 
         setattr(log, name, watched)
