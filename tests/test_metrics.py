@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import json
 import re
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -30,7 +31,13 @@ from mlops.records import Submission
 from mlops.usecases.iris import IRIS
 
 SETOSA = json.dumps(IRIS.examples["setosa"]).encode()
-NOW = int(time.time())
+NOW = 0
+"""When the test began: what is older is merged by the clock, however long other tests took."""
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "NOW", int(time.time()))
 
 
 def stamp(seconds_ago: float) -> str:
@@ -45,8 +52,8 @@ def log(tmp_path: Path) -> Iterator[PredictionLog]:
     log.close()
 
 
-def window(log: PredictionLog, name: str, now: float = NOW) -> dict[str, Any]:
-    return log.metrics(now).windows[name]
+def window(log: PredictionLog, name: str, now: float | None = None) -> dict[str, Any]:
+    return log.metrics(NOW if now is None else now).windows[name]
 
 
 # Windows

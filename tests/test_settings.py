@@ -32,6 +32,7 @@ VARIABLES = {
     "SECONDS_TO_RECEIVE": "seconds_to_receive",
     "MAX_CONNECTIONS": "max_connections",
     "MAX_WAITING": "max_waiting",
+    "WORKERS": "workers",
 }
 
 
@@ -69,6 +70,7 @@ def test_the_defaults_suit_a_laptop():
         ("SECONDS_TO_RECEIVE", "30", 30),
         ("MAX_CONNECTIONS", "50", 50),
         ("MAX_WAITING", "60", 60),
+        ("WORKERS", "3", 3),
     ],
 )
 def test_each_variable_sets_its_own_setting_and_no_other(monkeypatch, variable, text, value):

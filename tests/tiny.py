@@ -106,6 +106,10 @@ class ListLog:
     def catch_up(self) -> None:
         """Nothing follows this log."""
 
+    def find(self, prediction_id: str) -> Prediction | None:
+        found = [row for row in self.rows if row.prediction_id == prediction_id]
+        return found[0] if found else None
+
     def probe(self) -> None:
         self.probes += 1
         self._write()

@@ -72,5 +72,6 @@ def add_admin(app: FastAPI, promote: Promote) -> None:
             },
             413: {"model": ErrorAnswer, "description": "The body is too large"},
             422: {"model": ErrorAnswer, "description": "Named by field and limit"},
+            503: {"model": ErrorAnswer, "description": "Too many requests at once: try again"},
         },
     )
