@@ -47,7 +47,11 @@ class Worker:
         os.set_blocking(self._beats, False)
         try:
             self.process = subprocess.Popen(  # noqa: S603  this very module
-                [sys.executable, "-m", __name__, str(listening.fileno()), str(beat), *names],
+                [
+                    *(sys.executable, "-m", __name__),
+                    *(str(number) for number in (os.getpid(), listening.fileno(), beat)),
+                    *names,
+                ],
                 env={**os.environ, **ONE_THREAD, "MLOPS_HOME": str(settings.home)},
                 pass_fds=(listening.fileno(), beat),
             )
@@ -140,11 +144,11 @@ class Supervisor:
 class WorkerServer(uvicorn.Server):
     """A server that shows its supervisor that it lives, and does not outlive it."""
 
-    def __init__(self, config: uvicorn.Config, beat: int) -> None:
+    def __init__(self, config: uvicorn.Config, supervisor: int, beat: int) -> None:
         super().__init__(config)
         os.set_blocking(beat, False)
         self._beat = beat
-        self._supervisor = os.getppid()
+        self._supervisor = supervisor
 
     async def on_tick(self, counter: int) -> bool:
         """Beat; uvicorn calls this from the event loop, ten times a second."""
@@ -160,13 +164,18 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Be a worker: `python -m mlops.loop.workers LISTENING BEAT USE_CASE...`."""
+    """Be a worker: `python -m mlops.loop.workers SUPERVISOR LISTENING BEAT USE_CASE...`."""
     from mlops.loop.foreground import run_server
     from mlops.settings import read_settings
 
-    listening, beat, *names = sys.argv[1:]
-    with socket.socket(fileno=int(listening)) as shared:
-        run_server(names, read_settings(), shared, lambda config: WorkerServer(config, int(beat)))
+    supervisor, listening, beat = map(int, sys.argv[1:4])
+    with socket.socket(fileno=listening) as shared:
+        run_server(
+            sys.argv[4:],
+            read_settings(),
+            shared,
+            lambda config: WorkerServer(config, supervisor, beat),
+        )
 
 
 if __name__ == "__main__":
