@@ -510,7 +510,10 @@ class PredictionLog:
         if grown >= CHECKPOINT_PAGES and not self._checkpointing.is_alive():
             self._checkpointed_pages = pages
             self._checkpointing = threading.Thread(target=self._checkpoint, name="checkpoint")
-            self._checkpointing.start()
+            with contextlib.suppress(
+                RuntimeError
+            ):  # no thread to be had: there will be a next time
+                self._checkpointing.start()
         return apsw.SQLITE_OK
 
     def _checkpoint(self) -> None:
