@@ -86,6 +86,8 @@ PAGE_ROWS = 5_000
 PRUNED_ROWS = 500
 PAGES_GIVEN_BACK = 256
 BUSY_SLEEP_SECONDS = 0.0005
+IMPATIENT_SLEEP_SECONDS = 0.00005
+IMPATIENT_TRIES = 5
 LONGEST_PAUSE_MS = 20
 """How long a checkpoint may keep writers waiting for a reader."""
 Answer = tuple[Prediction, ...] | IdempotencyConflictError
@@ -497,10 +499,13 @@ class PredictionLog:
         """Whether SQLite shall try again to get the lock that another process holds.
 
         Its own way is to sleep for up to 100 ms between tries; a commit takes some hundred
-        microseconds.
+        microseconds, so even those who would not wait try for about as long.
         """
-        time.sleep(BUSY_SLEEP_SECONDS if self._patient else 0)
-        return self._patient and tries * BUSY_SLEEP_SECONDS < BUSY_TIMEOUT_MS / 1e3
+        if self._patient:
+            time.sleep(BUSY_SLEEP_SECONDS)
+            return tries * BUSY_SLEEP_SECONDS < BUSY_TIMEOUT_MS / 1e3
+        time.sleep(IMPATIENT_SLEEP_SECONDS)
+        return tries < IMPATIENT_TRIES
 
     def _on_commit(self, _: apsw.Connection, __: str, pages: int) -> int:
         """Begin to move what was committed into the main file, once there is enough of it."""
