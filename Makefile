@@ -4,7 +4,8 @@ SHELL = /bin/sh
 .DEFAULT_GOAL = help
 # Verbs share one environment and one set of ports: `make -j` runs them one after the other.
 .NOTPARALLEL:
-.PHONY: help up down status logs serve test test-all check audit format bench lock clean
+.PHONY: help up down status logs serve test test-all check audit format bench bench-reliability
+.PHONY: lock clean
 .PHONY: image smoke publish deploy
 
 # Set, these reach the programs; set to nothing, they do not.
@@ -32,7 +33,7 @@ ASK = if [ -x $(BIN)/mlops ]; then $(BIN)/mlops $@; \
 	else echo "nothing is running: no environment yet (make up makes it and starts all)"; fi
 
 help: ## list these verbs
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 
 up: ## start the API, its pages and MLflow in the background (PORT=8000 MLFLOW_PORT=5000)
 	@$(SETUP) runtime
@@ -88,6 +89,10 @@ format: ## put the code into its format, and mend what lint can mend
 bench: ## measure speed and accuracy
 	@$(SETUP) dev
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-reliability: ## provoke failures, count the damage (ARGS="--lines R1,R7 --scale goal")
+	@$(SETUP) dev
+	@$(BIN)/python -m benchmarks.reliability $(ARGS)
 
 lock: ## pin the dependencies of pyproject.toml again (UPGRADE=1 takes newer ones)
 	@$(ANY_PYTHON) tools/lock.py

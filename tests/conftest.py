@@ -156,8 +156,22 @@ def wait_for(server: Server, path: str) -> None:
     raise AssertionError(f"no 200 from {path}:\n{server.printed()}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--trained", type=Path, help="a folder to keep the trained project in")
+
+
+def train_project(home: Path) -> None:
+    """Train, track and promote both use cases in `home`, by the scripts of the description."""
+    for folder in ("src", "api"):
+        copy_code(REPOSITORY / folder, home / folder)
+    for script in SCRIPTS:
+        done = run("python", f"src/{script}.py", home=home, timeout=280)
+        (home / f"{script}.out").write_text(done.stdout)
+    (home / "done").touch()
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A project in which both use cases were trained, tracked and promoted, once for the suite.
 
     By the scripts of the original description, in a copy of the code; what each printed is beside
@@ -165,15 +179,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    home = shared / "trained"
+    home: Path = (pytestconfig.getoption("--trained") or shared / "trained").absolute()
+    home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{home}.lock"):
         if not (home / "done").exists():
-            for folder in ("src", "api"):
-                copy_code(REPOSITORY / folder, home / folder)
-            for script in SCRIPTS:
-                done = run("python", f"src/{script}.py", home=home, timeout=280)
-                (home / f"{script}.out").write_text(done.stdout)
-            (home / "done").touch()
+            train_project(home)
     return home
 
 

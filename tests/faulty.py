@@ -3,19 +3,35 @@
 answer-first   answers go out 30 ms before they are committed
 forget-keys    idempotency keys are ignored, and answers go out 30 ms after they are committed
 torn-lines     each second line of the log file is written without its end
+wrong-version  each seventh answer says that another version gave it
+ask-registry   it asks the model registry before it begins
+keep-requests  of each group of requests it keeps 20 kB for ever
+keep-files     with each model that is opened a file stays open
+count-anew     it counts what was predicted since it began, not all that is logged
+no-patience    the log does not wait for others that write to it
+slow-health    health has to wait its turn for more than half a second
+never-replace  workers that die or hang are left alone
+any-bundle     a bundle's digests are not compared
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import sys
 import threading
 import time
+import urllib.request
 from typing import Any
 
 from mlops.cli import main
 from mlops.deploy import service
+from mlops.deploy.predictor import Champion
+from mlops.loop.workers import Supervisor
 from mlops.monitor import logfile
 from mlops.monitor.log import PredictionLog
+from mlops.package import bundle
 
 DELAY = 0.03
 
@@ -54,7 +70,86 @@ def torn_lines() -> None:
     logfile.as_line = lambda row: as_line(row)[: -20 if row.id % 2 else None]
 
 
+def wrong_version() -> None:
+    predict, number = Champion.predict, itertools.count(1)
+
+    def predict_wrongly(self: Champion, *arguments: Any) -> list[Any]:
+        rows = predict(self, *arguments)
+        return [
+            row._replace(model_version=3 - row.model_version) if next(number) % 7 == 0 else row
+            for row in rows
+        ]
+
+    Champion.predict = predict_wrongly  # type: ignore[method-assign,assignment]
+
+
+def ask_registry() -> None:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(os.environ["MODEL_REGISTRY_URI"] + "/champion", timeout=5)
+
+
+def keep_requests() -> None:
+    append, kept = PredictionLog.append, []
+
+    def keep(self: PredictionLog, *arguments: Any, **options: Any) -> list[Any]:
+        kept.append(os.urandom(20_000))
+        return append(self, *arguments, **options)
+
+    PredictionLog.append = keep  # type: ignore[method-assign]
+
+
+def keep_files() -> None:
+    begin, kept = Champion.__init__, []
+
+    def keep(self: Champion, *arguments: Any) -> None:
+        kept.append(os.open(os.devnull, os.O_RDONLY))
+        begin(self, *arguments)
+
+    Champion.__init__ = keep  # type: ignore[method-assign]
+
+
+def count_anew() -> None:
+    metrics, before = PredictionLog.metrics, {}
+
+    def since(self: PredictionLog, *arguments: Any) -> Any:
+        now = metrics(self, *arguments)
+        first = before.setdefault(self.path, now.totals.total_predictions)
+        totals = now.totals._replace(total_predictions=now.totals.total_predictions - first)
+        return now._replace(totals=totals)
+
+    PredictionLog.metrics = since  # type: ignore[method-assign]
+
+
+def no_patience() -> None:
+    PredictionLog._on_busy = lambda self, tries: False  # type: ignore[method-assign]
+
+
+def slow_health() -> None:
+    not_ready = service.Service.not_ready
+
+    def slowly(self: service.Service) -> str:
+        time.sleep(0.6)
+        return not_ready(self)
+
+    service.Service.not_ready = slowly  # type: ignore[method-assign]
+
+
+def never_replace() -> None:
+    Supervisor._replace = lambda self: None  # type: ignore[method-assign]
+
+
+def any_bundle() -> None:
+    bundle._entry = lambda content: Anything()  # type: ignore[assignment,return-value]
+
+
+class Anything:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 if __name__ == "__main__":
     fault, *arguments = sys.argv[1:]
-    {"answer-first": answer_first, "forget-keys": forget_keys, "torn-lines": torn_lines}[fault]()
+    globals()[fault.replace("-", "_")]()
     main(arguments)

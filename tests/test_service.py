@@ -573,3 +573,18 @@ def test_a_row_unlike_the_training_data_is_warned_of_and_only_that_row() -> None
         assert "latitude" in warning
         assert shown in warning
         assert "33 to 41 units" in warning
+
+
+def test_fields_that_were_always_in_order_are_warned_of_when_they_are_not() -> None:
+    bundle = tiny.TinyBundle(HOUSING, 1)
+    bundle.signature["training_order"] = [["total_bedrooms", "total_rooms"]]
+    champion = Champion(HOUSING, 1, "Multiplier", bundle)
+    rooms, bedrooms = map(HOUSING.fields.index, ("total_rooms", "total_bedrooms"))
+    rows = [[5.0] * 8 for _ in range(3)]
+    rows[1][rooms], rows[2][bedrooms] = 4.0, 4.0
+    warnings = [one.warnings for one in champion.predict(rows, [""] * 3, [None] * 3)]
+    assert warnings[0] is None
+    assert warnings[2] is None
+    assert json.loads(warnings[1] or "") == [
+        "total_bedrooms is more than total_rooms, which training never saw: were they swapped?"
+    ]

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import kept
-import numpy as np
 import pytest
 from conftest import Server, mlops
 from traffic import Reply, Traffic, post, send, send_one
 
 from mlops.improve.ledger import Ledger
-from mlops.package.bundle import MODEL, open_bundle
+from mlops.package.bundle import MODEL
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
 
@@ -341,58 +340,6 @@ def test_a_corrupt_bundle_is_refused_on_promotion_and_the_one_before_goes_on_ans
     restore()
     until(lambda: server.request("/")[1]["model_version"] == 2)
     assert "refused" not in server.request("/")[1]["message"]
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_promotions_under_load_fail_no_request_and_mix_no_versions(
-    serve: Serve, home: Path, workers: str
-) -> None:
-    server = serve("iris", WORKERS=workers)
-    models = {
-        number: open_bundle(home / "models" / "bundles" / name).model
-        for number, name in bundles(home).items()
-    }
-    chance = np.random.default_rng(1)
-    flowers = np.round(chance.uniform([4.5, 2, 1, 0.1], [7.5, 4.5, 6.5, 2.5], (500, 4)), 3)
-    requests = [
-        post("/predict", dict(zip(IRIS.fields, row, strict=True))) for row in flowers.tolist()
-    ]
-    traffic = Traffic(server.port, requests * 200)
-    load = threading.Thread(target=traffic.run, args=(8,))
-    load.start()
-    switched = []
-    try:
-        for number in (2, 1, 2, 1, 2):
-            promote(home, number)
-            started = time.monotonic()
-            until(lambda number=number: server.request("/")[1]["model_version"] == number)
-            switched.append(time.monotonic() - started)
-            time.sleep(0.1)
-    finally:
-        traffic.stop()
-        load.join()
-    assert max(switched) <= 5, f"a promotion took {max(switched):.1f} s to show"
-    answered: dict[int, list[tuple[int, dict[str, Any]]]] = {1: [], 2: []}
-    for number, reply in enumerate(traffic.replies):
-        if number in traffic.sent:
-            assert reply is not None, f"request {number} was dropped"
-            assert reply.status == 200
-            answered[reply.json["model_version"]].append((number % 500, reply.json))
-    logged = {row["prediction_id"]: row for row in kept.check_whole(home, "iris")}
-    assert len(logged) == len(traffic.sent)
-    names = bundles(home)
-    for version, answers in answered.items():
-        assert len(answers) > 100
-        offline = models[version].run(flowers).probabilities
-        assert offline is not None
-        for place, answer in answers:
-            served = list(answer["probabilities"].values())
-            assert served == pytest.approx(offline[place], abs=1e-12), (
-                f"version {version} does not give what it is said to have given"
-            )
-            row = logged[answer["prediction_id"]]
-            assert (row["model_version"], row["bundle"]) == (version, names[version])
-    assert not np.allclose(models[1].run(flowers).probabilities, models[2].run(flowers)[2])
 
 
 # When something fails

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from mlops.build.data import Split, split
 from mlops.build.pipeline import ModelInputs, unfitted_pipeline
-from mlops.build.profile import golden_rows, reference_profile, training_ranges
+from mlops.build.profile import golden_rows, reference_profile, training_order, training_ranges
 from mlops.build.training import Trained, baseline, scores, train_candidate, winner
 from mlops.errors import TrainingError
 from mlops.loop import train
@@ -325,3 +325,9 @@ def test_a_constant_candidate_loses_to_any_that_learns():
         for candidate in (constant, IRIS.candidate("LogisticRegression"))
     ]
     assert winner(IRIS, trained).candidate.name == "LogisticRegression"
+
+
+def test_columns_of_one_unit_that_were_always_in_order_are_found_and_no_others() -> None:
+    values = np.array([[1.0, 2.0, 9.0, 2.0], [3.0, 3.0, 9.0, 2.0]])
+    names, units = ["a", "b", "other", "c"], ["m", "m", "kg", "m"]
+    assert training_order(names, units, values) == [["a", "b"], ["c", "b"]]

@@ -22,6 +22,22 @@ def training_ranges(names: Sequence[str], values: np.ndarray) -> dict[str, list[
     }
 
 
+def training_order(
+    names: Sequence[str], units: Sequence[str], values: np.ndarray
+) -> list[list[str]]:
+    """Return the pairs [a, b] of columns in one unit of which a was never more than b.
+
+    `values` has shape (n, names). A row in which a is more has, perhaps, the two swapped: both can
+    be within their ranges. Columns in different units are not compared.
+    """
+    return [
+        [a, b]
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        if i != j and units[i] == units[j] and bool((values[:, i] <= values[:, j]).all())
+    ]
+
+
 def reference_profile(columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Describe the distribution of each column: count, moments, 101 quantiles, distinct values.
 

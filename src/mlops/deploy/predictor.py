@@ -63,9 +63,18 @@ class Champion:
         seen = bundle.signature["training_ranges"]
         self._watched = (*use_case.fields, *_derived(use_case))
         self._units = bundle.signature["units"]
-        self._low = np.array([seen[name][0] for name in self._watched])
-        self._high = np.array([seen[name][1] for name in self._watched])
-        self._derived = [use_case.input_names.index(name) for name in _derived(use_case)]
+        # Bundles sealed before there was an order have none.
+        self._ordered = [tuple(pair) for pair in bundle.signature.get("training_order", ())]
+        less = [use_case.fields.index(a) for a, _ in self._ordered]
+        more = [use_case.fields.index(b) for _, b in self._ordered]
+        self._less, self._more = np.array(less, dtype=int), np.array(more, dtype=int)
+        # What is watched: fields, derived inputs, and how much the lesser of a pair is more.
+        any_order = len(self._ordered)
+        self._low = np.array([*(seen[name][0] for name in self._watched), *[-np.inf] * any_order])
+        self._high = np.array([*(seen[name][1] for name in self._watched), *[0.0] * any_order])
+        self._derived = np.array(
+            [use_case.input_names.index(name) for name in _derived(use_case)], dtype=int
+        )
 
     def predict(
         self,
@@ -108,12 +117,23 @@ class Champion:
 
     def _warnings(self, fields: np.ndarray, inputs: np.ndarray) -> dict[int, str]:
         """Return, for rows unlike the training data, a JSON list that says in what."""
-        watched = np.hstack((fields, inputs[:, self._derived])) if self._derived else fields
+        parts = [fields]
+        if len(self._derived):
+            parts.append(inputs.take(self._derived, axis=1))
+        if self._ordered:
+            parts.append(fields.take(self._less, axis=1) - fields.take(self._more, axis=1))
+        watched = np.concatenate(parts, axis=1) if len(parts) > 1 else fields
         outside = (watched < self._low) | (watched > self._high)
         if not np.count_nonzero(outside):  # a third of the time that any() takes
             return {}
         found: dict[int, list[str]] = {}
         for row, column in np.argwhere(outside).tolist():
+            if column >= len(self._watched):
+                a, b = self._ordered[column - len(self._watched)]
+                found.setdefault(row, []).append(
+                    f"{a} is more than {b}, which training never saw: were they swapped?"
+                )
+                continue
             name = self._watched[column]
             low, high = float(self._low[column]), float(self._high[column])
             found.setdefault(row, []).append(

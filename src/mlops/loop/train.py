@@ -15,7 +15,7 @@ import joblib
 import numpy as np
 
 from mlops.build.data import Split, Table, keep, prepare, split, write_whole
-from mlops.build.profile import golden_rows, reference_profile, training_ranges
+from mlops.build.profile import golden_rows, reference_profile, training_order, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
 from mlops.improve.ledger import Ledger, Version, utc_now
@@ -299,7 +299,12 @@ def _seal(
         settings.bundles,
         model=graph,
         documents={
-            "signature": _signature(use_case, training_ranges(names, values)),
+            "signature": {
+                **_signature(use_case, training_ranges(names, values)),
+                "training_order": training_order(
+                    use_case.fields, [feature.unit for feature in use_case.features], rows
+                ),
+            },
             "reference": reference_profile(
                 {
                     **dict(zip(names, values.T, strict=True)),

@@ -1,0 +1,179 @@
+"""`make bench-reliability`: run lines of the score card and print one row for each.
+
+    python -m benchmarks.reliability [--lines R1,R7] [--scale must|goal|N] [--minutes M]
+                                     [--seed S] [--write]
+
+A line that was not asked for, has no harness or found no time is "not measured". `--write` puts
+the table into docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.reliability.lines import LINES, Line
+from benchmarks.reliability.world import ROOT, Found, World
+
+PAGE = ROOT / "docs" / "reliability.md"
+COLUMNS = ("line", "what", "recipe", "must", "goal", "found", "verdict", "size", "seconds")
+NOT_MEASURED = "not measured"
+MARK = "<!-- what follows is written by: make bench-reliability ARGS=--write -->"
+
+
+class Row(NamedTuple):
+    """What a run of a line gave. `found` is None if it was not measured."""
+
+    found: Found | None
+    seconds: float
+
+
+def cells(line: Line, row: Row | None) -> tuple[str, ...]:
+    """Return the texts of a line's columns."""
+    known = (line.name, line.what, line.recipe, line.must, line.goal)
+    if row is None or row.found is None:
+        return (*known, "", NOT_MEASURED, "", f"{row.seconds:.0f}" if row else "")
+    verdict = "holds" if row.found.holds else "**red**"
+    return (*known, row.found.says, verdict, row.found.size, f"{row.seconds:.0f}")
+
+
+def as_row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
+
+
+def table(rows: Mapping[str, Row]) -> list[str]:
+    """Return the lines of the published table, every line of the score card in it."""
+    head = [as_row(COLUMNS), "|" + "---|" * len(COLUMNS)]
+    return head + [as_row(cells(line, rows.get(line.name))) for line in LINES]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and print; 1 if a line is red."""
+    asked = _arguments(arguments)
+    lines = [line for line in LINES if not asked.lines or line.name in asked.lines]
+    print(as_row(COLUMNS), flush=True)
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
+        trained = asked.trained or Path(folder) / "trained"
+        end: float | None = None
+        for number, line in enumerate(lines):
+            if end is None:  # training is not what is measured
+                _train(trained)
+                end = time.monotonic() + 60 * asked.minutes
+            share = max(0.0, end - time.monotonic()) / (len(lines) - number)
+            rows[line.name] = run(line, trained, asked.scale, asked.seed, share)
+            print(as_row(cells(line, rows[line.name])), flush=True)
+    if asked.write:
+        words = [f'ARGS="--scale {asked.scale} --minutes {asked.minutes:g} --seed {asked.seed}"']
+        PAGE.write_text(page(rows, words[0]))
+    return int(any(row.found is not None and not row.found.holds for row in rows.values()))
+
+
+def run(line: Line, trained: Path, scale: str, seed: int, seconds: float) -> Row:
+    """Measure one line within some seconds: what has rounds ends with the round it is in."""
+    size = {"must": line.sizes[0], "goal": line.sizes[1]}.get(scale) or int(scale)
+    started = time.monotonic()
+    deadline = started + seconds
+    try:
+        if line.tests:
+            found = _by_tests(line.tests, size, trained, deadline)
+        elif line.measure is None:
+            found = None
+        else:
+            with World(trained, seed=seed, deadline=deadline) as world:
+                found = line.measure(world, size)
+    except (AssertionError, OSError) as error:  # the harness could not go on: that is red
+        found = Found(f"{type(error).__name__}: {error}"[:200], False, f"of {size}")
+    return Row(found, time.monotonic() - started)
+
+
+def _by_tests(tests: Sequence[str], times: int, trained: Path, deadline: float) -> Found | None:
+    """Run tests so many times, or as often as there is time for."""
+    passed = done = 0
+    failures: list[str] = []
+    names = [f"tests/{test}" for test in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
+    for turn in range(times):
+        left = deadline - time.monotonic()
+        if turn and left < 0:
+            break
+        try:
+            ended = subprocess.run(
+                [*command, f"--trained={trained}", *names],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=max(left, 60.0),
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            break
+        passed += sum(int(n) for n in re.findall(r"(\d+) passed", ended.stdout))
+        failures += re.findall(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", ended.stdout, re.MULTILINE)
+        if ended.returncode not in {0, 1}:
+            failures.append(ended.stdout.strip().rpartition("\n")[2] or "pytest could not run")
+        done += 1
+    if not passed and not failures:
+        return None
+    says = f"{passed} tests passed" + "".join(f"; failed: {name}" for name in failures[:5])
+    return Found(says, not failures, f"{done} times")
+
+
+def page(rows: Mapping[str, Row], words: str) -> str:
+    """Return docs/reliability.md with the results of a run under its introduction."""
+    introduction = PAGE.read_text().partition(MARK)[0]
+    told = (
+        f"Run on {datetime.datetime.now(datetime.UTC):%Y-%m-%d} at commit `{_commit()}`, "
+        f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}: "
+        f"`make bench-reliability {words}`."
+    )
+    return introduction + "\n".join([MARK, "", told, "", *table(rows), ""])
+
+
+def _commit() -> str:
+    words = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _train(home: Path) -> None:
+    from conftest import train_project
+
+    if not (home / "done").exists():
+        print("training both use cases, to have something to serve ...", file=sys.stderr)
+        train_project(home)
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("make bench-reliability")
+    parser.add_argument("--lines", type=_names, default=(), help="R1,R7 (all, unless told)")
+    parser.add_argument("--scale", default="must", help="must, goal, or a number (must)")
+    parser.add_argument("--minutes", type=float, default=15, help="for all lines together (15)")
+    parser.add_argument("--seed", type=int, default=1, help="of what is left to chance (1)")
+    parser.add_argument("--write", action="store_true", help="publish in docs/reliability.md")
+    parser.add_argument("--trained", type=Path, help="a folder to keep the trained project in")
+    asked = parser.parse_args(arguments)
+    if asked.scale not in {"must", "goal"} and not asked.scale.isdigit():
+        parser.error("--scale is must, goal, or a number")
+    return asked
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.upper().split(","))
+    unknown = set(names) - {line.name for line in LINES}
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no line {', '.join(sorted(unknown))}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The score card at its "must" sizes, and every harness before a planted fault.
+
+What each line means is in `benchmarks/reliability/lines.py`; `make bench-reliability` runs the
+same harnesses longer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reliability import __main__ as bench
+from benchmarks.reliability import champions, counting, growth, registry, units
+from benchmarks.reliability.lines import LINES
+from benchmarks.reliability.world import Found, World
+
+Worlds = Callable[..., World]
+
+
+@pytest.fixture
+def world(trained: Path) -> Iterator[Worlds]:
+    """Make worlds, with a fault or without; their servers end with the test."""
+    made: list[World] = []
+
+    def make(fault: str = "") -> World:
+        made.append(World(trained, fault=fault))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.__exit__()
+
+
+def holds(found: Found) -> None:
+    assert found.holds, f"{found.says} ({found.size})"
+
+
+def is_red(found: Found) -> None:
+    assert not found.holds, f"the planted fault was not found: {found.says} ({found.size})"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_r7_r8_promotions_under_load_fail_no_request_and_mix_no_versions(
+    workers: int, world: Worlds
+) -> None:
+    failed_or_mixed, stale = champions.promotions(
+        world(), 5 if workers == 2 else 2, workers=workers
+    )
+    holds(failed_or_mixed)
+    holds(stale)
+
+
+def test_r7_an_answer_that_names_another_version_is_found(world: Worlds) -> None:
+    is_red(champions.promotions(world("wrong-version"), 1)[0])
+
+
+def test_r10_of_eight_promotions_at_once_exactly_one_wins_in_20_rounds(world: Worlds) -> None:
+    holds(champions.concurrent_promotions(world(), 20))
+    is_red(champions.concurrent_promotions(world("whoever-is-champion"), 2))
+
+
+def test_r18_a_server_starts_whatever_the_registry_does_and_never_asks_it(world: Worlds) -> None:
+    holds(registry.starts(world()))
+    is_red(registry.starts(world("ask-registry"), ways=("errs",)))
+
+
+def test_r19_memory_descriptors_and_threads_do_not_grow_with_requests(world: Worlds) -> None:
+    holds(growth.growth(world(), 12_000))
+
+
+@pytest.mark.parametrize("fault", ["keep-requests", "keep-files"])
+def test_r19_what_a_server_keeps_is_found(fault: str, world: Worlds) -> None:
+    is_red(growth.growth(world(fault), 8_000))
+
+
+def test_r22_mistakes_of_unit_are_flagged_and_honest_rows_are_not(world: Worlds) -> None:
+    holds(units.unit_mistakes(world()))
+    is_red(units.unit_mistakes(world("no-warnings"), 20))
+
+
+def test_r23_metrics_are_the_log_with_two_workers_kills_and_restarts(world: Worlds) -> None:
+    holds(counting.metrics_and_log(world(), 4))
+    is_red(counting.metrics_and_log(world("count-anew"), 2))
+
+
+# The page and the command
+
+
+def columns(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("| \n").split(" | ")]
+
+
+def test_the_page_has_the_lines_the_columns_and_the_limits_that_the_command_prints() -> None:
+    assert [line.name for line in LINES] == [f"R{number}" for number in range(1, 25)]
+    published = [row for row in bench.PAGE.read_text().splitlines() if row.startswith("| ")]
+    printed = [row for row in bench.table({}) if row.startswith("| ")]
+    assert [columns(row)[:5] for row in published] == [columns(row)[:5] for row in printed]
+    assert columns(published[0]) == list(bench.COLUMNS)
+    for row in published[1:]:
+        assert columns(row)[6] in {"holds", "**red**", bench.NOT_MEASURED}
+
+
+def test_the_command_prints_a_row_a_line_and_ends_with_1_if_one_is_red(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(world: World, size: int) -> Found:
+        return Found(f"{size} lost", size < 3, f"{size} kills")
+
+    def broken(world: World, size: int) -> Found:
+        raise AssertionError("no answer")
+
+    [line] = [line for line in LINES if line.name == "R10"]
+    monkeypatch.setattr(
+        bench,
+        "LINES",
+        (
+            dataclasses.replace(line, measure=planted, sizes=(2, 3)),
+            dataclasses.replace(line, name="R98", measure=broken),
+            dataclasses.replace(line, name="R99", measure=None),
+        ),
+    )
+    asked = ["--trained", str(trained), "--scale"]
+    assert bench.main([*asked, "must", "--lines", "R10,R99"]) == 0
+    assert bench.main([*asked, "3", "--lines", "R10"]) == 1
+    assert bench.main([*asked, "goal", "--lines", "R98"]) == 1
+    rows = [columns(row) for row in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[5], row[6]) for row in rows if row[0] != "line"] == [
+        ("R10", "2 lost", "holds"),
+        ("R99", "", "not measured"),
+        ("R10", "3 lost", "**red**"),
+        ("R98", "AssertionError: no answer", "**red**"),
+    ]
+
+
+def test_every_test_that_a_line_is_measured_by_is_there() -> None:
+    for line in LINES:
+        for name in line.tests:
+            file, _, function = name.partition("::")
+            text = (bench.ROOT / "tests" / file).read_text()
+            assert f"def {function or 'test_'}" in text, name
