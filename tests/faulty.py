@@ -12,6 +12,8 @@ no-patience    the log does not wait for others that write to it
 slow-health    health has to wait its turn for more than half a second
 never-replace  workers that die or hang are left alone
 any-bundle     a bundle's digests are not compared
+slow-model     no fault: a model that needs 2 ms a row, so that 500 requests a second are too many
+no-limit       the same, and nobody is refused, however many wait
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from typing import Any
 from mlops.cli import main
 from mlops.deploy import service
 from mlops.deploy.predictor import Champion
+from mlops.deploy.protocol import Protocol
 from mlops.loop.workers import Supervisor
 from mlops.monitor import logfile
 from mlops.monitor.log import PredictionLog
 from mlops.package import bundle
 
 DELAY = 0.03
+SECONDS_A_ROW = 0.002
 
 
 def answer_first() -> None:
@@ -147,6 +151,21 @@ class Anything:
         return True
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def slow_model() -> None:
+    predict = Champion.predict
+
+    def slowly(self: Champion, rows: Any, *others: Any) -> Any:
+        time.sleep(SECONDS_A_ROW * len(rows))
+        return predict(self, rows, *others)
+
+    Champion.predict = slowly  # type: ignore[method-assign]
+
+
+def no_limit() -> None:
+    slow_model()
+    Protocol.too_many_wait = lambda self: False  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -16,18 +16,26 @@ from conftest import strict_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlops.deploy import protocol
+from mlops.deploy.app import App
+from mlops.deploy.keys import Key, digest
 from mlops.deploy.limits import Limits, limited
 from mlops.deploy.service import Service
 from mlops.usecases.iris import IRIS
 
 LIMITS = Limits(body=100_000)
+KEYS = [
+    Key("shop", digest("mlk_shop"), "predict", None, "2026", None),
+    Key("reader", digest("mlk_reader"), "read", None, "2026", None),
+    Key("houses", digest("mlk_houses"), "predict", "housing", "2026", None),
+]
 BODY = json.dumps(IRIS.examples["setosa"]).encode()
 
 
 class Server:
-    def __init__(self, port: int, log: tiny.ListLog) -> None:
+    def __init__(self, port: int, log: tiny.ListLog, app: App) -> None:
         self.port = port
         self.log = log
+        self.app = app
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -61,7 +69,7 @@ async def serving(
         try:
             while not server.started:
                 await asyncio.sleep(0.005)
-            yield Server(listening.getsockname()[1], log)
+            yield Server(listening.getsockname()[1], log, app)
         finally:
             server.should_exit = True
             await serving
@@ -139,6 +147,97 @@ def test_the_short_way_answers_as_the_servers_own_way(request_: bytes) -> None:
     ours = running(ask)
     assert ours == running(ask, http=lambda app: limited(LIMITS))
     assert ours[0] != 500
+
+
+GUARDED = {
+    "no key": post(),
+    "a wrong key": post(BODY, "X-API-Key: mlk_wrong"),
+    "another role": post(BODY, "X-API-Key: mlk_reader"),
+    "another use case": post(BODY, "X-API-Key: mlk_houses"),
+    "two keys": post(BODY, "X-API-Key: mlk_shop", "Authorization: Bearer mlk_reader"),
+    "no key, and too large": post(b" " * (LIMITS.body + 1)),
+    "no key, and closed": post(BODY, "Connection: close"),
+    "a key": post(BODY, "Authorization: Bearer mlk_shop", "Idempotency-Key: 1"),
+    "a key, and a wrong one": post(b"{}", "X-API-Key: mlk_shop"),
+    "a batch that empties the bucket": post(
+        b'{"instances":[' + b",".join([BODY] * 50) + b"]}",
+        "X-API-Key: mlk_shop",
+        path="/predict/batch",
+    ),
+    "one more": post(BODY, "X-API-Key: mlk_shop"),
+    "another client": post(BODY, "X-API-Key: mlk_reader"),
+}
+
+
+def test_with_keys_and_a_rate_limit_both_ways_let_in_refuse_and_count_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask(server: Server) -> Any:
+        server.app.access.take(KEYS)
+        server.app.access.limit(20)
+        answers = []
+        for request_ in GUARDED.values():
+            status, headers, body = await server.ask(request_)
+            kept = {name: headers.get(name) for name in ("www-authenticate", "connection")}
+            answers.append((status, kept, strict_json(body)["detail"] if status != 200 else ""))
+        await server.app.models["iris"].metrics()
+        return (
+            answers,
+            [(row.inputs, row.client is not None) for row in server.log.rows],
+            [one.status for one in server.log.refused],
+            sorted((status, logged) for _, status, _, logged in server.log.timings),
+        )
+
+    paths = taken(monkeypatch)
+    ours = running(ask, proxy_headers=False)
+    assert len(paths) == len(GUARDED), "all of them went the short way"
+    assert ours == running(ask, http=lambda app: limited(LIMITS), proxy_headers=False)
+    statuses = [status for status, *_ in ours[0]]
+    assert statuses == [401, 401, 403, 403, 401, 401, 401, 200, 422, 200, 429, 403]
+    assert [status for status, logged in ours[3] if not logged] == [401] * 5 + [403] * 3 + [429]
+
+
+def test_a_server_that_believes_proxies_asks_them_who_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask(server: Server) -> list[int]:
+        server.app.access.limit(1 / 60)
+        return [
+            (await server.ask(post(BODY, f"X-Forwarded-For: 10.0.0.{number}")))[0]
+            for number in (1, 2, 1)
+        ]
+
+    paths = taken(monkeypatch)
+    assert running(ask, proxy_headers=True, forwarded_allow_ips="127.0.0.1") == [200, 200, 429]
+    assert not paths
+    assert running(ask, proxy_headers=False) == [200, 429, 429]
+
+
+def test_one_too_many_is_refused_before_its_body_is_read_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    infer = post(b"{}", path="/v2/models/iris/infer")
+
+    async def ask(server: Server) -> None:
+        server.log.gate.clear()
+        reader, writer = await server.connect()
+        writer.write(post())
+        await asyncio.sleep(0.02)
+        for request_ in (post(b"no JSON"), infer, post(b"{", "Connection: close")):
+            status, headers, body = await server.ask(request_)
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert strict_json(body)["detail"][0]["msg"] == "too many requests at once: try again"
+        assert (await server.ask(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+        assert (await server.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 503
+        server.log.gate.set()
+        assert (await read(reader))[0] == 200
+        writer.close()
+        assert (await server.ask(post()))[0] == 200
+        await server.app.models["iris"].metrics()
+        counted = sorted(status for _, status, _, _ in server.log.timings)
+        assert counted == [200, 200, 503, 503, 503], "of metrics, nobody counts the refusals"
+
+    running(ask, http=lambda app: protocol.protocol_for(app, Limits(waiting=1)))
 
 
 def test_only_plain_hot_requests_go_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:

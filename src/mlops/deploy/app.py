@@ -33,7 +33,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mlops.deploy import exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
-from mlops.deploy.inference_protocol import CHARGE, add_inference_protocol
+from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
 from mlops.deploy.limits import Limits
 from mlops.deploy.schemas import ErrorAnswer, PredictionAnswer, answer_model, batch_answer_model
 from mlops.deploy.service import Headers, Reply, Respond, Service, reply_of
@@ -96,6 +96,7 @@ class App(FastAPI):
         self.access = Access()
         self.limits = Limits()
         self.use_cases: tuple[str, ...] = ()
+        self.models: dict[str, Service] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -108,6 +109,7 @@ class App(FastAPI):
             speaks_for = route.service.use_case.name if route else self._speaks_for(path)
             client, refused = self.access.check(scope, path, speaks_for)
             if refused:
+                self.count(scope, refused.status)
                 await _send(send, _refusal(refused, path))
                 return
         if route is None:
@@ -117,6 +119,16 @@ class App(FastAPI):
         rows = await route.answer(scope, receive, send)
         if client:
             self.access.charge(client, rows)
+
+    def count(self, scope: Scope, status: int) -> None:
+        """Count a prediction request that was refused at the door; others are not counted."""
+        if scope["method"] == "POST":
+            path = scope["path"].removeprefix(scope["root_path"])
+            model = INFER.fullmatch(path)
+            route = self.hot.get(path)
+            service = self.models.get(model[1]) if model else route.service if route else None
+            if service:
+                service.count(status)
 
     async def _answer_by_fastapi(
         self, scope: Scope, path: str, receive: Receive, send: Send
@@ -168,6 +180,14 @@ class HotRoute:
         self.path = path
         self.service = service
         self.handler = handler
+
+    def admit(self, scope: Scope) -> tuple[str, Reply | None]:
+        """Return who asks, by what is counted, and the answer if they are refused: see `Access`."""
+        client, refused = self.app.access.check(scope, self.path, self.service.use_case.name)
+        if not refused:
+            return client, None
+        self.service.count(refused.status)
+        return client, _refusal(refused, self.path)
 
     def begin(self, body: bytes, headers: Headers, respond: Respond) -> None:
         """Answer a request by calling `respond` once, now or later. Raises nothing."""
@@ -228,6 +248,7 @@ def build_app(
         lifespan=lifespan,
         responses=GUARD,
     )
+    app.models = by_name(services)
     app.use_cases = tuple(service.use_case.name for service in services)
     for service in services if combined else ():
         _add_routes(app, service, f"/{service.use_case.name}", service.use_case.title)

@@ -6,8 +6,8 @@ connections that is one commit for up to 64 answers.
 
 A group is committed on the event loop, which takes a fraction of a millisecond: to hand it to a
 thread would cost more than the work. What could take longer goes to a thread, so that it holds up
-answers but not health checks: a large group, a log that another process has locked, and the wait
-for the disk. With `synced`, answers wait until the disk has them; while it writes, further groups
+answers but neither health checks nor refusals: a large group, one for which the model was too slow
+last time, a log that another process has locked, and the wait for the disk. With `synced`, answers wait until the disk has them; while it writes, further groups
 are committed, and the next sync is for all of them.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -24,6 +25,7 @@ from mlops.errors import IdempotencyConflictError, LogBusyError, MlopsError, Not
 from mlops.records import Failure, Prediction, Submission, Timing
 
 INLINE_ROWS = 256
+INLINE_SECONDS = 0.02
 SECONDS_BETWEEN_TIMINGS = 1.0
 MOST_TIMINGS = 100_000
 """What is kept, at most, of answers that went out while the log could not be written."""
@@ -81,6 +83,7 @@ class GroupCommit:
         self._timer: asyncio.TimerHandle | None = None
         self._timings_due = False
         self._committing = False
+        self._seconds_a_row = 0.0
         self._unsynced: list[tuple[_Group, Results]] = []
         self._syncing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict-and-log")
@@ -154,11 +157,12 @@ class GroupCommit:
         group, self._next = self._next._replace(champion=self.champion), _Group.new()
         if self._timings_due:
             group = group._replace(timings=self._take_timings())
-        if sum(len(one.rows) for one in group.waiting) > INLINE_ROWS:
-            self._in_thread(group, lambda: self._append(group, _predict(group)))
+        rows = sum(len(one.rows) for one in group.waiting)
+        if rows > INLINE_ROWS or rows * self._seconds_a_row > INLINE_SECONDS:
+            self._in_thread(group, lambda: self._append(group, self._predict(group, rows)))
             return
         try:
-            submissions = _predict(group)
+            submissions = self._predict(group, rows)
             try:
                 logged = self._append(group, submissions, wait=False)
             except LogBusyError:
@@ -168,6 +172,13 @@ class GroupCommit:
             self._committed(group, error)
         else:
             self._committed(group, logged)
+
+    def _predict(self, group: _Group, rows: int) -> list[Submission]:
+        started = time.perf_counter()
+        submissions = _predict(group)
+        if rows:
+            self._seconds_a_row = (time.perf_counter() - started) / rows
+        return submissions
 
     def _append(
         self, group: _Group, submissions: Sequence[Submission], *, wait: bool = True

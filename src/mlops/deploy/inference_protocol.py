@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ TOGETHER = "instances"
 JSON_LENGTH = "inference-header-content-length"
 CHARGE = "mlops.charge"
 """Where in the scope stands whom to tell how many rows were asked for."""
+INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer")
 MOST_SHOWN = 20
 NUMBERS = {
     f"{kind}{bits}": np.dtype(f"<{letter}{bits // 8}")
@@ -150,10 +152,15 @@ class ProtocolError(HTTPException):
         super().__init__(status, says)
 
 
+def by_name(services: Sequence[Service]) -> dict[str, Service]:
+    """Return the services by what the protocol calls a model: registered name, or use case."""
+    models = {service.use_case.model_name: service for service in services}
+    return models | {service.use_case.name: service for service in services}
+
+
 def add_inference_protocol(app: FastAPI, services: Sequence[Service], version: str) -> None:
     """Add the routes under `/v2`, which speak for all services."""
-    models = {service.use_case.model_name: service for service in services}
-    models |= {service.use_case.name: service for service in services}
+    models = by_name(services)
 
     def find(model: str, wanted: str | None = None) -> Service:
         service = models.get(model)

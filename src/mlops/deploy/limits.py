@@ -16,6 +16,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import http
+import math
+import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import orjson
@@ -27,6 +30,11 @@ SPARE_CONNECTIONS = 200
 """So many more are let in to be told that there are too many; the next are cut off unheard."""
 SECONDS_OF_DEAFNESS = 0.1
 """A client whose request was one too many is not listened to for so long: it cannot hurry us."""
+SECONDS_TO_WAIT = 0.2
+"""No more requests may wait than are answered within so long."""
+LEAST_WAITING = 100
+"""So few may wait however long it takes: a disk that stalls for a moment makes no refusals."""
+GROWTH = 0.1
 NEVER_TOO_MANY = ("/health/live", "/health/ready")
 SAYS = {
     400: "the request is not HTTP",
@@ -45,6 +53,34 @@ class Limits:
     waiting: int = 1_000
     seconds: int = 10
     body: int = 16 * 1024 * 1024
+
+
+class Room:
+    """How many requests may wait at once: `most`, or as many as are answered within 0.2 s.
+
+    Additive increase, multiplicative decrease (Chiu and Jain 1989). An answer that took too long
+    cuts the room to what would have been in time by Little's law, once for all that waited with
+    it; each answer in time makes a tenth more of a place. So a queue never holds much more than
+    can be answered in time, on a fast machine and on a slow one.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.most = most
+        self.least = min(LEAST_WAITING, most)
+        self.size = float(most)
+        self._clock = clock
+        self._cut = -math.inf
+
+    def answered(self, arrived: float, waiting: int) -> None:
+        """Learn from an answer: when its request arrived, and how many wait, itself included."""
+        now = self._clock()
+        waited = now - arrived
+        if waited <= SECONDS_TO_WAIT:
+            if self.size < self.most:
+                self.size = min(self.most, self.size + GROWTH)
+        elif waiting > self.least and arrived > self._cut:
+            self._cut = now
+            self.size = max(self.least, min(self.size, waiting) * SECONDS_TO_WAIT / waited)
 
 
 def _canned(status: int, *headers: str) -> bytes:
@@ -185,12 +221,12 @@ class LimitedProtocol(HttpToolsProtocol):
         elif not self.too_many_wait() or cycle.scope["path"] in NEVER_TOO_MANY:
             super()._start_asgi_task(cycle, app)
         else:
-            self._refuse(cycle)
+            self.refuse(cycle)
 
     def too_many_wait(self) -> bool:
         return len(self.tasks) >= self.limits.waiting
 
-    def _refuse(self, cycle: RequestResponseCycle) -> None:
+    def refuse(self, cycle: RequestResponseCycle) -> None:
         """Say that it is too much, at a fraction of what an answer costs."""
         if not cycle.keep_alive:
             self._end(503)

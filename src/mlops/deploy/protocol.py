@@ -3,9 +3,12 @@
 uvicorn makes a task, a scope and some messages of each request, as ASGI wants it; that costs more
 than to validate, predict and log one. `Protocol` takes up a POST to a hot route itself, and calls
 the same `HotRoute.begin` that the application calls. Everything else goes uvicorn's way and in by
-the application's door: other routes, all requests while there are keys or rate limits to look at,
-requests that are pipelined, that expect a 100 or an upgrade, those that are too many, and
-connections whose client does not read its answers.
+the application's door: other routes, requests that are pipelined, that expect a 100 or an upgrade,
+connections whose client does not read its answers, and, while there are keys or rate limits, all
+requests to a server that believes proxies who asks. Both ways ask the same `Access`.
+
+A request that is one too many is refused here before its body is looked at. How many may wait
+follows from how long they wait (`limits.Room`).
 
 One object is made per request; what uvicorn and `limits.py` look at between requests (`cycle`, the
 keep-alive timer, the pipeline) is kept as they expect it.
@@ -13,13 +16,14 @@ keep-alive timer, the pipeline) is kept as they expect it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from mlops.deploy.access import Access
 from mlops.deploy.app import App, HotRoute, headers_of
-from mlops.deploy.limits import MOST_HEADERS, LimitedProtocol, Limits
+from mlops.deploy.limits import MOST_HEADERS, LimitedProtocol, Limits, Room
 from mlops.deploy.service import Reply
 
 LENGTH = b"content-length"
@@ -28,7 +32,8 @@ LENGTH = b"content-length"
 def protocol_for(app: App, limits: Limits) -> type[LimitedProtocol]:
     """Return the protocol class for uvicorn's `http` setting, bound to the hot routes of `app`."""
     routes = {path.encode(): route for path, route in app.hot.items()}
-    shared = {"limits": limits, "routes": routes, "access": app.access, "answers": _Answers()}
+    answers = _Answers(Room(limits.waiting))
+    shared = {"limits": limits, "routes": routes, "application": app, "answers": answers}
     return type("HotProtocol", (Protocol,), shared)
 
 
@@ -36,7 +41,7 @@ class Protocol(LimitedProtocol):
     """uvicorn's protocol with its limits, and with a short way to `routes`."""
 
     routes: Mapping[bytes, HotRoute]
-    access: Access
+    application: App
     answers: _Answers
     _hot: _Exchange | None = None
 
@@ -50,14 +55,13 @@ class Protocol(LimitedProtocol):
         route = self.routes.get(self.url)
         if (
             route is not None
-            and not self.access.on
             and self.parser.get_method() == b"POST"
             and (self.cycle is None or self.cycle.response_complete)
             and len(self.headers) <= MOST_HEADERS
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
             and not self.flow.write_paused
-            and not self.too_many_wait()
+            and not (self.application.access.on and self.config.proxy_headers)
         ):
             self.expect_body()
             self._hot = self.cycle = _Exchange(self, route, self.headers)  # type: ignore[assignment]
@@ -83,13 +87,22 @@ class Protocol(LimitedProtocol):
             exchange.begin()
 
     def too_many_wait(self) -> bool:
-        return len(self.tasks) + self.answers.waiting >= self.limits.waiting
+        return len(self.tasks) + self.answers.waiting >= self.answers.room.size
+
+    def refuse(self, cycle: Any) -> None:
+        if isinstance(cycle, _Exchange):
+            cycle.route.service.count(503)
+        else:
+            self.application.count(cycle.scope, 503)
+        super().refuse(cycle)
 
 
 class _Exchange:
     """A hot request and its answer. Has of uvicorn's cycle what is looked at from outside."""
 
     __slots__ = (
+        "arrived",
+        "client",
         "disconnected",
         "headers",
         "keep_alive",
@@ -115,6 +128,8 @@ class _Exchange:
         self.response_started = self.response_complete = False
         self.disconnected = False
         self.message_event = NOBODY_WAITS
+        self.arrived = 0.0
+        self.client = ""
 
     def take(self, part: bytes) -> None:
         """Keep a part of the body; of one that is too large, only the first."""
@@ -125,15 +140,38 @@ class _Exchange:
             del self.parts[1:]
 
     def begin(self) -> None:
-        self.protocol.answers.waiting += 1
-        if self.size <= self.protocol.limits.body:
-            self.route.begin(b"".join(self.parts), self.headers, self.respond)
+        protocol, route = self.protocol, self.route
+        if protocol.too_many_wait():
+            protocol.refuse(self)
+            return
+        if protocol.application.access.on:
+            scope: dict[str, Any] = {
+                "method": "POST",
+                "headers": self.headers,
+                "client": protocol.client,
+            }
+            self.client, refusal = route.admit(scope)
+            self.headers = scope["headers"]
+            if refusal:
+                self._write(refusal)
+                return
+        protocol.answers.waiting += 1
+        self.arrived = time.perf_counter()
+        if self.size <= protocol.limits.body:
+            route.begin(b"".join(self.parts), self.headers, self.respond)
         else:
-            self.route.refuse_size(b"".join(self.parts), self.headers, self.respond)
+            route.refuse_size(b"".join(self.parts), self.headers, self.respond)
 
     def respond(self, reply: Reply) -> None:
+        answers = self.protocol.answers
+        answers.room.answered(self.arrived, answers.waiting)
+        answers.waiting -= 1
+        if self.client:
+            self.protocol.application.access.charge(self.client, reply.rows)
+        self._write(reply)
+
+    def _write(self, reply: Reply) -> None:
         protocol = self.protocol
-        protocol.answers.waiting -= 1
         self.response_started = self.response_complete = True
         if self.disconnected or protocol.transport.is_closing():
             return
@@ -168,7 +206,8 @@ class _Answers:
     Heads, up to their length, are made once a second: uvicorn then sets the date.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
+        self.room = room
         self.waiting = 0
         self._default: list[tuple[bytes, bytes]] = []
         self._heads: dict[int, bytes] = {}

@@ -174,6 +174,12 @@ class Service:
         if self._group:
             self._group.observe((reply.model_version, reply.status, seconds, reply.logged))
 
+    def count(self, status: int) -> None:
+        """Count a request that was refused at the door: of it, nothing but the status is kept."""
+        if self._group:
+            version = self.champion.version if self.champion else 0
+            self._group.observe((version, status, 0.0, False))
+
     async def metrics(self) -> Scrape:
         """Return the traffic as the log has counted it: the same after a restart.
 

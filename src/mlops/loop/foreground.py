@@ -50,7 +50,7 @@ def run_server(
 ) -> None:
     """Answer on a bound socket, in this process."""
     app = serve(*names, settings=settings)
-    _allow_files(settings.max_connections + SPARE_CONNECTIONS + FILES_OF_OUR_OWN)
+    _allow_files(limits(settings).connections + SPARE_CONNECTIONS + FILES_OF_OUR_OWN)
     config = uvicorn.Config(
         app,
         http=protocol_for(app, limits(settings)),

@@ -68,10 +68,10 @@ def serve(*names: str, settings: Settings | None = None) -> App:
 
 
 def limits(settings: Settings) -> Limits:
-    """Return what one server lets happen at once."""
+    """Return what one process lets happen at once: of several workers, each has its share."""
     return Limits(
-        settings.max_connections,
-        settings.max_waiting,
+        math.ceil(settings.max_connections / settings.workers),
+        math.ceil(settings.max_waiting / settings.workers),
         settings.seconds_to_receive,
         settings.largest_body,
     )
@@ -83,7 +83,8 @@ async def _running(
 ) -> AsyncIterator[None]:
     followers, logs = [], []
     with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
-        access.limit(parse_rate(settings.rate_limit))
+        rate = parse_rate(settings.rate_limit)
+        access.limit(rate / settings.workers if rate else None)
         access.take(keys.known())
         try:
             for service in services:

@@ -52,7 +52,12 @@ class Worker:
                     *(str(number) for number in (os.getpid(), listening.fileno(), beat)),
                     *names,
                 ],
-                env={**os.environ, **ONE_THREAD, "MLOPS_HOME": str(settings.home)},
+                env={
+                    **os.environ,
+                    **ONE_THREAD,
+                    "MLOPS_HOME": str(settings.home),
+                    "WORKERS": str(settings.workers),  # each has its share of the limits
+                },
                 pass_fds=(listening.fileno(), beat),
             )
         finally:

@@ -132,8 +132,12 @@ def _window(
         answered = [
             one for one in durations if one.status == 200 and version in {ALL_VERSIONS, one.version}
         ]
+        by_status: dict[str, int] = defaultdict(int)
+        for one in mine:
+            by_status[str(one.status)] += one.requests
         return {
             "requests": requests,
+            "requests_by_status": dict(sorted(by_status.items())),
             "predictions": predictions,
             "predictions_with_warnings": sum(one.warned for one in mine),
             "errors": errors,
