@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -25,6 +26,7 @@ from mlops.deploy.app import App, build_app
 from mlops.deploy.keys import ROLES, Key, KeyStore, digest
 from mlops.deploy.service import Service
 from mlops.errors import UsageError
+from mlops.loop.lineage import Chain, shown
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
 
@@ -188,6 +190,44 @@ def test_a_prediction_needs_a_key_from_the_first_key_on_and_is_open_before(world
     assert (answer.status, "iris alone" in answer.json["detail"][0]["msg"]) == (403, True)
     assert len(world.logs["iris"].rows) == 4
     assert not world.logs["housing"].rows
+
+
+def test_a_prediction_is_read_with_a_key_that_reads_and_tells_of_nobody(world: World) -> None:
+    chain = dataclasses.asdict(Chain("iris", 1, True, *[None] * 7))
+    world.services[1].trace = lambda row: {"use_case": "iris", **shown(row), "lineage": chain}
+    asked = {**bearer("predict"), "x-client-id": "somebody"}
+    world.app.access.take(list(KEYS.values()))
+    [answer] = world.ask(("POST", "/iris/predict", FLOWER, asked))
+    assert answer.status == 200
+    client = world.logs["iris"].rows[0].client
+    assert client
+    one = "/predictions/" + answer.json["prediction_id"]
+    for path, key, status in (
+        *((path + one, key, 401) for path in ("", "/iris") for key in ("wrong", "revoked", "")),
+        *((path + one, "predict", 403) for path in ("", "/iris")),
+        *((path + one, key, 200) for path in ("", "/iris") for key in ("read", "admin")),
+        ("/iris" + one, "iris alone", 200),
+        (one, "iris alone", 403),
+        ("/housing" + one, "iris alone", 403),
+        ("/housing" + one, "read", 404),
+    ):
+        [answer] = world.ask(("GET", path, b"", bearer(key)))
+        assert answer.status == status, (path, key)
+        for hidden in (b"somebody", client.encode(), b"mlk_"):
+            assert hidden not in answer.body
+
+
+def test_a_log_that_cannot_be_read_gives_away_no_path(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for log in world.logs.values():
+        log.broken = True
+    for path in ("/metrics", "/iris/metrics", "/predictions/1", "/iris/predictions/1"):
+        [answer] = world.ask(("GET", path, b"", LOCAL))
+        assert answer.status == 503
+        assert answer.headers["retry-after"] == "1"
+        assert b"/home" not in answer.body
+        assert "/home/somebody" in caplog.messages[-1], "the server's own log says where"
 
 
 PROMOTION = json.dumps({"use_case": "iris", "version": 2, "reason": "better"}).encode()

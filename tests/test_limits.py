@@ -18,6 +18,9 @@ import pytest
 from conftest import Server, copy_project, start_server, strict_json
 from traffic import Traffic, post, send
 
+from mlops.deploy.limits import Limits
+from mlops.loop.serve import limits
+from mlops.settings import read_settings
 from mlops.usecases.iris import IRIS
 
 FLOWER = json.dumps(IRIS.examples["setosa"]).encode()
@@ -267,6 +270,13 @@ def test_too_many_that_wait_are_refused_at_once_and_health_is_not(
         server.kill()
 
 
+def test_of_several_workers_each_has_its_share_of_the_limits() -> None:
+    whole = read_settings(MAX_CONNECTIONS=1000, MAX_WAITING=10, LARGEST_BODY=5000)
+    shared = read_settings(MAX_CONNECTIONS=1000, MAX_WAITING=10, LARGEST_BODY=5000, WORKERS=3)
+    assert limits(whole) == Limits(connections=1000, waiting=10, body=5000)
+    assert limits(shared) == Limits(connections=334, waiting=4, body=5000)
+
+
 @pytest.mark.slow
 def test_600_slow_sockets_are_closed_and_normal_traffic_has_no_error(
     trained: Path, tmp_path: Path
@@ -275,14 +285,15 @@ def test_600_slow_sockets_are_closed_and_normal_traffic_has_no_error(
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2048)), hard))
     server = start_server(copy_project(trained, tmp_path / "home"))
     process = psutil.Process(server.process.pid)
+    traffic = Traffic(server.port, [GOOD] * 300_000)
+    answering = threading.Thread(target=traffic.run, args=(8,))
+    slow: list[Raw] = []
     try:
-        traffic = Traffic(server.port, [GOOD] * 100_000)
-        answering = threading.Thread(target=traffic.run, args=(8,))
         send(server.port, [GOOD] * 500, connections=16)
         before = process.memory_info().rss
         answering.start()
         starts = list(SLOW.values())
-        slow = [Raw(server.port) for _ in range(600)]
+        slow += [Raw(server.port) for _ in range(600)]
         for number, raw in enumerate(slow):
             starts[number % len(starts)](raw)
         started, most = time.monotonic(), 0
@@ -294,8 +305,6 @@ def test_600_slow_sockets_are_closed_and_normal_traffic_has_no_error(
         took = time.monotonic() - started
         traffic.stop()
         answering.join(60)
-        for raw in slow:
-            raw.socket.close()
         assert not left
         assert took < 25, f"closed after {took:.1f} s"
         assert most < 50e6, f"{most / 1e6:.1f} MB more"
@@ -303,7 +312,12 @@ def test_600_slow_sockets_are_closed_and_normal_traffic_has_no_error(
         assert len(replies) > 100
         assert all(reply is not None and reply.status == 200 for reply in replies)
     finally:
+        traffic.stop()
         server.kill()
+        if answering.is_alive():
+            answering.join(30)
+        for raw in slow:
+            raw.socket.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

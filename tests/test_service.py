@@ -182,6 +182,27 @@ def test_a_commit_that_syncs_or_is_large_holds_up_no_other_work(synced: bool, ro
     assert ("sync" in threads) == synced
 
 
+def test_a_model_that_is_slow_holds_up_no_other_work() -> None:
+    on_the_loop = []
+    champion = tiny.champion(IRIS)
+    run = champion.bundle.model.run  # type: ignore[union-attr]
+
+    def slowly(rows: Any) -> Output:
+        on_the_loop.append(threading.current_thread() is threading.main_thread())
+        time.sleep(0.03 if len(on_the_loop) < 3 else 0)
+        return run(rows)  # type: ignore[no-any-return]
+
+    champion.bundle.model.run = slowly  # type: ignore[union-attr,method-assign,assignment]
+
+    async def test(world: World) -> None:
+        world.service.swap(champion)
+        for _ in range(4):
+            assert (await predict(world.service, body())).status == 200
+
+    running(test)
+    assert on_the_loop == [True, False, False, True], "until it has been fast again"
+
+
 @pytest.mark.parametrize("synced", [True, False])
 def test_a_client_that_goes_away_takes_no_other_with_it_and_its_row_stays(synced: bool) -> None:
     async def test(world: World) -> None:

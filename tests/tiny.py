@@ -107,6 +107,7 @@ class ListLog:
         """Nothing follows this log."""
 
     def find(self, prediction_id: str) -> Prediction | None:
+        self._read()
         found = [row for row in self.rows if row.prediction_id == prediction_id]
         return found[0] if found else None
 
@@ -115,10 +116,15 @@ class ListLog:
         self._write()
 
     def metrics(self) -> Metrics:
+        self._read()
         return Metrics(Totals(len(self.rows), {}, 0, {}, None), {}, ())
 
     def close(self) -> None:
         self.closed = True
+
+    def _read(self) -> None:
+        if self.broken:
+            raise LogUnavailableError("/home/somebody/predictions.db cannot be used", "chmod it")
 
     def _write(self) -> None:
         if self.broken:

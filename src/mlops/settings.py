@@ -51,7 +51,8 @@ class Settings(BaseSettings):
         ge=1,
         le=256,
         validation_alias="WORKERS",
-        description="Processes that answer side by side, behind one port",
+        description="Processes that answer side by side, behind one port; limits are of all"
+        " together, a share each",
     )
     mlflow_port: int = Field(
         5000,
@@ -109,7 +110,8 @@ class Settings(BaseSettings):
         ge=1,
         le=100_000,
         validation_alias="MAX_WAITING",
-        description="Requests that wait for their answers at once; more: 503 with `Retry-After`",
+        description="Requests that wait for their answers at once, fewer if they take more than"
+        " 0.2 s; more: 503 with `Retry-After`",
     )
     trusted_proxies: str = Field(
         "",

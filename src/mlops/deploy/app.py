@@ -13,6 +13,7 @@ import asyncio
 import base64
 import functools
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -82,6 +83,8 @@ PAGE_POLICY = (
     "img-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
+
+log = logging.getLogger("uvicorn.error")
 
 Handler = Callable[[bytes, Headers, str, Respond], None]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -472,8 +475,14 @@ def _add_error_handlers(app: App) -> None:
         detail = [{k: item[k] for k in ("type", "loc", "msg")} for item in error.errors()]
         return JSONResponse({"detail": detail}, 422)
 
-    async def unavailable(_: Request, error: MlopsError) -> JSONResponse:
-        return JSONResponse({"detail": problems.from_error(error)}, error.status)
+    async def unavailable(request: Request, error: MlopsError) -> JSONResponse:
+        # What went wrong names files of this machine: the server's own log gets it, clients do not.
+        log.error("%s could not be answered: %s", _path(request), error)
+        detail = problems.problem(
+            "unavailable", "the prediction log, or the state, cannot be read: try again"
+        )
+        headers = {"retry-after": problems.RETRY_AFTER_SECONDS}
+        return JSONResponse({"detail": detail}, 503, headers)
 
     async def internal_error(request: Request, _: Exception) -> Response:
         body = problems.for_path(_path(request), problems.internal_error())

@@ -7,8 +7,9 @@ connections that is one commit for up to 64 answers.
 A group is committed on the event loop, which takes a fraction of a millisecond: to hand it to a
 thread would cost more than the work. What could take longer goes to a thread, so that it holds up
 answers but neither health checks nor refusals: a large group, one for which the model was too slow
-last time, a log that another process has locked, and the wait for the disk. With `synced`, answers wait until the disk has them; while it writes, further groups
-are committed, and the next sync is for all of them.
+last time, a log that another process has locked, and the wait for the disk. With `synced`, answers
+wait until the disk has them; while it writes, further groups are committed, and the next sync is
+for all of them.
 """
 
 from __future__ import annotations
