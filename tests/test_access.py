@@ -193,7 +193,7 @@ def test_a_prediction_needs_a_key_from_the_first_key_on_and_is_open_before(world
 
 
 def test_a_prediction_is_read_with_a_key_that_reads_and_tells_of_nobody(world: World) -> None:
-    chain = dataclasses.asdict(Chain("iris", 1, True, *[None] * 7))
+    chain = dataclasses.asdict(Chain("iris", 1, True, None, "b", *[None] * 5))
     world.services[1].trace = lambda row: {"use_case": "iris", **shown(row), "lineage": chain}
     asked = {**bearer("predict"), "x-client-id": "somebody"}
     world.app.access.take(list(KEYS.values()))

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import orjson
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 LARGEST_HEAD = 64 * 1024
@@ -29,7 +30,8 @@ MOST_HEADERS = 100
 SPARE_CONNECTIONS = 200
 """So many more are let in to be told that there are too many; the next are cut off unheard."""
 SECONDS_OF_DEAFNESS = 0.1
-"""A client whose request was one too many is not listened to for so long: it cannot hurry us."""
+"""A client whose request was one too many is not listened to for so long, or twice as long: it
+cannot hurry us."""
 SECONDS_TO_WAIT = 0.2
 """No more requests may wait than are answered within so long."""
 LEAST_WAITING = 100
@@ -113,11 +115,26 @@ class _Watch:
         self.now = 0
         self._connections = connections
         self._ticking = False
+        self._deaf: list[FlowControl] = []
+        self._still_deaf: list[FlowControl] = []
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._ticking:
             self._ticking = True
             loop.call_later(1, self._tick, loop)
+
+    def deafen(self, flow: FlowControl, loop: asyncio.AbstractEventLoop) -> None:
+        """Do not read from this connection for a while. One timer is for all of them."""
+        if not self._deaf and not self._still_deaf:
+            loop.call_later(SECONDS_OF_DEAFNESS, self._hear, loop)
+        self._deaf.append(flow)
+
+    def _hear(self, loop: asyncio.AbstractEventLoop) -> None:
+        for flow in self._still_deaf:
+            flow.resume_reading()
+        self._still_deaf, self._deaf = self._deaf, []
+        if self._still_deaf:
+            loop.call_later(SECONDS_OF_DEAFNESS, self._hear, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self.now += 1
@@ -233,9 +250,13 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         cycle.response_started = cycle.response_complete = True
         self.transport.write(BUSY)
-        self.on_response_complete()
+        if self.pipeline:
+            self.on_response_complete()
+        else:  # the same but for its timer, which costs more than the answer: the watch does it
+            self.server_state.total_requests += 1
+            self._since = self._watch.now
         self.flow.pause_reading()
-        self.loop.call_later(SECONDS_OF_DEAFNESS, self.flow.resume_reading)
+        self._watch.deafen(self.flow, self.loop)
 
     def send_400_response(self, msg: str) -> None:
         self._end(self._refusal)
