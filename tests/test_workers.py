@@ -84,8 +84,10 @@ def test_workers_share_one_log_one_count_and_one_champion_and_a_killed_one_is_re
 
 
 def test_workers_end_with_their_supervisor_even_if_it_is_killed(serve: Serve, home: Path) -> None:
-    server = serve("iris", WORKERS="2")
+    server = serve("iris", "--workers", "2")
     until(lambda: both_up(server))
+    shares = {one.environ()["WORKERS"] for one in workers(server)}
+    assert shares == {"2"}, "each knows of how many it is one, for its share of the limits"
     left = pids(server)
     server.kill()
     until(lambda: not any(psutil.pid_exists(pid) for pid in left))
