@@ -129,6 +129,13 @@ def test_missing_surplus_and_repeated_columns_are_named(checked, table):
     assert "Lattitude" in surplus.column
 
 
+def test_the_table_of_another_use_case_lacks_every_column_and_is_no_crash(checked, sources):
+    result = checked(sources["housing"], "iris")
+    assert not result.fits
+    missing = [one.column for one in result.findings if one.rule == "the column is missing"]
+    assert set(missing) == {feature.column for feature in IRIS.features}
+
+
 def test_a_row_twice_is_a_violation_where_rows_are_unique_else_a_warning(checked, sources):
     twice = pd.concat([sources["housing"].head(100), sources["housing"].iloc[[4]]])
     assert violations(checked(twice)) == [("(all)", "repeats an earlier row", 1, (102,))]

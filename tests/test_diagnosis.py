@@ -116,7 +116,7 @@ def test_permutation_importance_is_the_same_twice(houses):
 def test_a_learning_curve_ends_with_the_model_itself_and_shows_the_spread_of_small_tables(iris):
     one, parts = iris
     curve = diagnosis.learning_curve(IRIS, one, parts)
-    assert [point["rows"] for point in curve["points"]] == [13, 40, 120]
+    assert [point["rows"] for point in curve["points"]] == [30, 120]
     assert curve["points"][-1]["held_out"] == one.metrics["accuracy"]
     assert curve["repeats"] == 3
     assert all(point["low"] <= point["held_out"] <= point["high"] for point in curve["points"])

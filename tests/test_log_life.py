@@ -207,6 +207,21 @@ def test_old_rows_go_and_stay_counted_and_the_newest_stays_whatever_its_age(tmp_
     reopened.close()
 
 
+def test_when_a_version_answered_is_known_without_its_rows(log, monkeypatch):
+    for day, version in ((1, 1), (2, 1), (3, 2), (4, 2)):
+        log.append([Submission((row(day, timestamp=at(day), model_version=version),))])
+    assert log.span(1) == (at(1), at(2))
+    assert log.span(3) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "rows", None)  # however many rows of others came later
+        assert log.span(1) == (at(1), at(2))
+    while log.prune(before=at(4)):
+        pass
+    for version, day in ((1, 1), (2, 3)):
+        first, last = log.span(version)
+        assert (first[:10], last) == (at(day)[:10], at(day + 1))
+
+
 def test_a_log_that_is_too_large_shrinks_on_disk_and_keeps_what_is_new(tmp_path, log):
     for n in range(20):
         log.append([Submission(tuple(row(f"{n}-{i}", inputs="x" * 1000) for i in range(100)))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -345,6 +346,24 @@ def test_with_other_libraries_or_other_code_the_champion_is_no_longer_valid(vali
             )
             assert still_valid(IRIS, valid) is None, name
     assert still_valid(IRIS, valid) is not None
+
+
+def test_another_page_figure_or_check_is_no_reason_to_train(valid, monkeypatch):
+    read = Path.read_bytes
+    others = {"figures.py", "page.py", "diagnosis.py", "check.py", "comparison.py", "difference.py"}
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda self: read(self) + b"#" * (self.name in others)
+    )
+    assert still_valid(IRIS, valid) is not None
+
+
+def test_what_decides_a_training_imports_nothing_of_build_that_does_not():
+    build = Path(training.__file__).parents[1] / "build"
+    for name in training.DECIDING:
+        imported = re.findall(r"from mlops\.build\.(\w+) import", (build / f"{name}.py").read_text())
+        assert set(imported) <= set(training.DECIDING), name
+    used = re.findall(r"from mlops\.build\.(\w+) import", Path(training.__file__).read_text())
+    assert set(used) == set(training.DECIDING) - {"pipeline"}
 
 
 def test_a_store_elsewhere_need_not_be_in_this_folder(valid):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlops.build import figures
-from mlops.errors import DataError, NotTrainedError, UsageError
+from mlops.errors import BundleError, DataError, NotTrainedError, UsageError
 from mlops.improve.ledger import Ledger
 from mlops.loop import diagnose as diagnosing
 from mlops.loop.diagnose import report
@@ -254,6 +254,12 @@ def test_rows_that_the_model_may_have_learnt_from_are_not_taken_for_held_out_one
     with pytest.raises(DataError, match=r"is not what bundle .* was trained on"):
         report("iris", settings=settings_of(home))
     assert not (home / "models" / "reports").exists()
+
+
+def test_with_a_signing_key_an_unsigned_bundle_is_not_reported_on(home):
+    settings = read_settings(MLOPS_HOME=home, BUNDLE_SIGNING_KEY="k" * 64)
+    with pytest.raises(BundleError, match="is not signed"):
+        report("iris", settings=settings)
 
 
 def test_what_is_not_there_is_said(home, tmp_path):

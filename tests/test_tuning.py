@@ -218,6 +218,22 @@ def test_a_trial_that_a_killed_search_was_at_counts_as_never_tried(tmp_path):
     assert again.ask().parameters == lost.parameters
 
 
+def test_what_several_processes_were_at_when_it_was_killed_comes_again_and_nothing_twice(tmp_path):
+    names = ("First", "Second", "Third")
+    candidates = tuple(dataclasses.replace(TREE, name=name) for name in names)
+    use_case = dataclasses.replace(IRIS, candidates=candidates)
+    study = study_of(tmp_path / "trees.db", use_case)
+    _, lost, *others = (study.ask() for _ in range(5))  # as five processes at once have them
+    for attempt in others:
+        attempt.scores.extend([0.5] * 5)
+        study.finish(attempt)
+    again = study_of(tmp_path / "trees.db", use_case)
+    first, second, new = (again.ask() for _ in range(3))
+    assert (first.candidate, second.candidate) == ("First", "Second")
+    assert second.parameters == lost.parameters
+    assert new.parameters not in [attempt.parameters for attempt in (first, second, *others)]
+
+
 def test_the_number_of_trials_counts_those_that_are_there(tmp_path):
     path = tmp_path / "trees.db"
     assert [len(searched(study_of(path), trials)) for trials in (2, 2, 3)] == [2, 2, 3]

@@ -228,6 +228,8 @@ class _Table:
             self.findings.add(column, rule, lines[wrong], "" if pd.isna(example) else repr(example))
 
     def _tell_repeated_rows(self) -> None:
+        if not self._lines:  # none of its columns is declared
+            return
         lines = np.concatenate(self._lines)
         repeated = pd.Series(np.concatenate(self._hashes)).duplicated().to_numpy()
         if repeated.any():

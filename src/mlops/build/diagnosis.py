@@ -15,7 +15,7 @@ from mlops.build.data import Split
 from mlops.build.training import Trained, fit, scores
 from mlops.usecase import SEED, Candidate, UseCase
 
-SHARES = (1 / 27, 1 / 9, 1 / 3)
+SHARES = (1 / 16, 1 / 4)
 """Of the training rows, beside all of them: evenly spaced on a logarithmic axis, and cheap."""
 
 FEWEST_TO_LEARN = 4
@@ -23,7 +23,7 @@ FEWEST_TO_LEARN = 4
 
 SMALL_TABLE = 2_000
 REPEATS_OF_SMALL = 3
-PERMUTED_ROWS = 1_000
+PERMUTED_ROWS = 500
 PERMUTATIONS = 5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 10
@@ -165,7 +165,7 @@ def permutation_importance(
 ) -> dict[str, Any]:
     """How much the deciding metric loses when one request field is shuffled (Breiman 2001).
 
-    On at most 1,000 held-out rows, five shuffles of each field: `mean` and `std` of the loss, by
+    On at most 500 held-out rows, five shuffles of each field: `mean` and `std` of the loss, by
     field. All shuffled tables are answered in one call, which is what makes this cheap. Fields
     that say the same share their importance: shuffling one leaves the model the other.
     """
@@ -195,7 +195,7 @@ def permutation_importance(
 def learning_curve(use_case: UseCase, one: Trained, split: Split) -> dict[str, Any]:
     """The deciding metric on rows learnt from and on held-out rows, by how many were learnt from.
 
-    Three sizes beside all rows, each a part of the next; of a small table three such draws, whose
+    Two sizes beside all rows, each a part of the next; of a small table three such draws, whose
     range `low` to `high` shows chance. The last size is the model itself, which is not fitted
     again.
     """

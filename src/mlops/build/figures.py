@@ -327,9 +327,10 @@ DRAWN: dict[str, Callable[[Figure, UseCase, Numbers], None]] = {
 def _dots(axes: Axes, x: Any, y: Any) -> None:
     """Draw a cloud that stays readable: many dots are small and faint, few are large."""
     many = len(x) > 500
-    axes.scatter(
-        x, y, s=5 if many else 18, alpha=0.35 if many else 0.8, color=DOTS, linewidths=0,
-        rasterized=True,
+    # Markers of a line: drawing them costs a third of a scatter's, whose dots may all differ.
+    axes.plot(
+        x, y, "o", markersize=2.2 if many else 4.2, alpha=0.35 if many else 0.8, color=DOTS,
+        markeredgewidth=0, rasterized=True,
     )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ A study belongs to training rows (in their order, which decides the folds), to t
 the declared settings of its candidates, and to the libraries that fit them. If any of these is
 another, so is the study, because its scores could not be compared.
 
-Each trial's proposal is drawn with a seed of its own: that of the suite plus the number of trials
-before it. So a search that was interrupted proposes, when it goes on, what it would have proposed.
+Each trial's proposal is drawn with a seed of its own: that of the suite plus the number of its
+draw, the first that no other trial has. So a search that was interrupted proposes, when it goes on,
+what it would have proposed, and what several processes were at when it was killed comes again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import statistics
@@ -39,6 +41,7 @@ STATES = {
 COUNTED = tuple(STATES)
 """Those that were not interrupted: Optuna calls these failed."""
 CHOICE = "candidate"
+DRAW = "draw"
 FITTED_BY = ("scikit-learn", "lightgbm")
 
 
@@ -119,12 +122,15 @@ class Study:
     def ask(self) -> Attempt:
         """Return the next trial. The first ones try each candidate once."""
         names = [candidate.name for candidate in self.candidates]
-        before = self.counted()
+        counted = self._study.get_trials(deepcopy=False, states=COUNTED)
+        drawn = {trial.user_attrs.get(DRAW, trial.number) for trial in counted}
+        draw = next(number for number in itertools.count() if number not in drawn)
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if before < len(names) and not waiting:
-            self._study.enqueue_trial({CHOICE: names[before]})
-        self._study.sampler = optuna.samplers.TPESampler(seed=SEED + before)
+        if draw < len(names) and not waiting:
+            self._study.enqueue_trial({CHOICE: names[draw]})
+        self._study.sampler = optuna.samplers.TPESampler(seed=SEED + draw)
         trial = self._study.ask()
+        trial.set_user_attr(DRAW, draw)
         chosen = self.candidates[names.index(trial.suggest_categorical(CHOICE, names))]
         for name, values in chosen.search.items():
             _suggest(trial, f"{chosen.name}.{name}", values)

@@ -118,7 +118,7 @@ def report(
         champion = ledger.champion(name)
         chosen = _chosen(ledger, name, version, champion)
         standing = standings(use_case, kept_runs(use_case, settings), ledger.versions(name))
-    bundle = open_bundle(settings.bundles / chosen.bundle)
+    bundle = open_bundle(settings.bundles / chosen.bundle, key=settings.signing_key)
     numbers, missing = _numbers(use_case, chosen, bundle, settings, say)
     svgs: dict[str, str] = {}
     with say.steps(f"{name}: drawing", len(figures.names(numbers))) as advance:

@@ -249,16 +249,19 @@ class PredictionLog:
                 connection.execute("COMMIT")
 
     def span(self, version: int) -> tuple[str, str] | None:
-        """Return when a version made its first and its last prediction, or None.
+        """Return when a version made its first and its last prediction, or None if it made none.
 
-        The last is looked for from the newest row backwards: rows of other versions are passed.
+        As it was counted, so rows are not looked through and may have been pruned. Of a first row
+        that was, the hour is known (the day, if that is more than 35 days ago).
         """
-        first = self._read(
-            f"SELECT timestamp FROM {self._table} WHERE id ="  # noqa: S608
-            " (SELECT first_id FROM versions WHERE model_version = ?)",
-            (version,),
+        [(first, since, last)] = self._read(
+            f"""SELECT (SELECT timestamp FROM {self._table} WHERE id =
+                    (SELECT first_id FROM versions WHERE model_version = :version)),
+                min(start), max(last_timestamp)
+            FROM counts WHERE model_version = :version AND status = 200 AND logged""",  # noqa: S608
+            {"version": version},
         )
-        return (first[0][0], self.rows(1, version=version)[0].timestamp) if first else None
+        return (first or metrics.utc(since), last) if last else None
 
     def rows(
         self, last: int = 20, *, version: int | None = None, since: str | None = None

@@ -153,7 +153,7 @@ def _window(
     versions = sorted({one.version for one in sums if one.version})
     return {
         "seconds": length,
-        "since": _utc(since) if since else None,
+        "since": utc(since) if since else None,
         **numbers(ALL_VERSIONS),
         "by_version": {str(version): numbers(version) for version in versions},
     }
@@ -216,11 +216,12 @@ def _peaks(connection: apsw.Connection, since: int, *, ever: bool) -> dict[int, 
     for (version, start), requests in by_hour.items():
         best[version] = max(best.get(version, (0, 0)), (requests, -start))
     return {
-        version: {"start": _utc(-start), "requests": requests}
+        version: {"start": utc(-start), "requests": requests}
         for version, (requests, start) in best.items()
         if requests
     }
 
 
-def _utc(second: int) -> str:
+def utc(second: int) -> str:
+    """Return a unix second as an ISO 8601 timestamp."""
     return datetime.datetime.fromtimestamp(second, datetime.UTC).isoformat()
