@@ -170,6 +170,12 @@ def train_project(home: Path) -> None:
     (home / "done").touch()
 
 
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """Return the temporary folder that all processes of the suite have in common."""
+    base = factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A project in which both use cases were trained, tracked and promoted, once for the suite.
@@ -177,9 +183,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
     By the scripts of the original description, in a copy of the code; what each printed is beside
     the project in `<script>.out`. Tests read it; those that change anything take `home`, a copy.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    home: Path = (pytestconfig.getoption("--trained") or shared / "trained").absolute()
+    home: Path = (
+        pytestconfig.getoption("--trained") or shared(tmp_path_factory) / "trained"
+    ).absolute()
     home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{home}.lock"):
         if not (home / "done").exists():
@@ -212,10 +218,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store with its tables and nothing in them: making one takes seconds."""
     from mlops.track.runs import Tracking
 
-    folder = tmp_path_factory.mktemp("store")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what MLflow does with other libraries
-        Tracking(folder, "", "").connect()
+    folder = shared(tmp_path_factory) / "store"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what MLflow does with other libraries
+                Tracking(folder, "", "").connect()
+            (folder / "done").touch()
     return folder / "mlflow.db"
 
 

@@ -61,7 +61,7 @@ def test_each_link_leads_back_to_the_version_and_what_it_answered(known, answers
         ("run", chain.run_id),
         ("run", chain.run_id[:8].upper()),
         ("data fingerprint", chain.data_fingerprint[:12]),
-        ("commit", "unknown"),
+        ("commit", chain.commit[:7]),
     ]:
         found = lineage(name, "iris", settings=known)
         assert found.kind == kind

@@ -211,13 +211,9 @@ def test_what_was_kept_is_tracked_later_as_if_it_had_been_tracked_then(back):
     assert (registered.version, registered.run_id) == (1, named.info.run_id)
     assert client(back).get_model_version_by_alias(MODEL, CHAMPION).version == 1
 
-
-def test_tracking_again_does_nothing(back):
-    track(settings=back)
-    before = {run.info.run_id for run in iris_runs(back)}
-    assert pending(back) == []
+    assert pending(back) == []  # and tracking again does nothing
     assert track(settings=back) == []
-    assert {run.info.run_id for run in iris_runs(back)} == before
+    assert len(iris_runs(back)) == 2
     assert list((back.models / "pending").iterdir()) == []
 
 

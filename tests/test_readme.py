@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,25 @@ def test_the_two_commands_are_at_the_top() -> None:
         "$ make up\n$ make test\n"
     )
     assert readme().index("$ make test") < 200
+
+
+def test_every_command_of_mlops_in_the_readme_is_one_that_there_is() -> None:
+    import typer
+
+    from mlops.cli import app
+
+    spans = re.findall(r"(?:^\$ |`)(mlops [a-z][^`\n]*)", readme(), re.MULTILINE)
+    commands = {tuple(shlex.split(span)[1:]) for span in spans if "·" not in span}
+    assert ("tune", "housing", "--trials", "50", "--budget", "10m") in commands
+    assert len(commands) > 15
+    for words in commands:
+        command, rest = typer.main.get_command(app), list(words)
+        while hasattr(command, "resolve_command"):
+            context = command.make_context("mlops", [*rest], resilient_parsing=True)
+            name, command, rest = command.resolve_command(context, rest)
+            assert command is not None, words
+        if rest:  # else it is the verb alone that is spoken of
+            command.make_context(name, rest)
 
 
 @pytest.fixture

@@ -190,21 +190,20 @@ def test_the_same_search_proposes_the_same_trials():
     assert proposals(again) == proposals(once().trials())[:12]
 
 
-def test_a_search_that_was_stopped_twice_goes_on_as_if_it_had_not_been(tmp_path):
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     path = tmp_path / "trees.db"
     looks = iter(range(1000))
     study = study_of(path)
     search(
         study,
         Here(rows_of()),
-        trials=14,
+        trials=12,
         stop=lambda: next(looks) > 17,  # in the middle of a trial
         finished=lambda attempt: None,
     )
     before = study.trials()
     assert 0 < len(before) < 8
-    assert proposals(searched(study_of(path), 8)) == proposals(once().trials())[:8]
-    assert proposals(searched(study_of(path), 14)) == proposals(once().trials())[:14]
+    assert proposals(searched(study_of(path), 12)) == proposals(once().trials())[:12]
     assert study_of(path).trials()[: len(before)] == before
 
 
@@ -454,7 +453,7 @@ def test_a_tracking_server_that_is_down_costs_one_line_and_the_trials_are_tracke
 
 def test_the_budget_ends_a_search_that_could_go_on_for_long(fresh):
     tune_iris(fresh, 1)
-    result = tune_iris(fresh, 100_000, budget="2s")
+    result = tune_iris(fresh, 100_000, budget="0.5s")
     assert result.ended == "budget"
     assert 1 <= result.trials < 100_000
     assert result.counts["finished"] + result.counts["pruned"] == result.trials
@@ -509,17 +508,15 @@ def test_a_candidate_whose_estimator_lacks_a_parameter_is_left_out_or_refused_if
 def test_train_from_study_makes_the_best_trial_a_candidate_on_the_path_of_all(fresh):
     found = tune_iris(fresh, 3)
     name = f"{DISCRIMINANT}Tuned"
-    only = (DISCRIMINANT, name)
-    result = train("iris", only=only, from_study=True, settings=fresh)
-    assert tuple(one.name for one in result.candidates) == only
-    assert result.candidates[1].fold_scores == found.best[0].fold_scores
+    result = train("iris", only=(name,), from_study=True, settings=fresh)
+    (candidate,), (version,) = result.candidates, result.registered
+    assert (candidate.name, candidate.fold_scores) == (name, found.best[0].fold_scores)
     pipeline = joblib.load(fresh.models / f"{name}.pkl")
     assert pipeline["model"].get_params()["shrinkage"] == found.best[0].parameters["shrinkage"]
-    run = Tracking(fresh.home, "", "").client.get_run(result.candidates[1].run_id)
+    run = Tracking(fresh.home, "", "").client.get_run(candidate.run_id)
     assert run.data.tags["study"] == found.study
     assert run.data.tags["trial"] == str(found.best[0].trial)
 
-    (version,) = train("iris", only=(name,), from_study=True, settings=fresh).registered
     bundle = open_bundle(fresh.bundles / version.bundle)
     assert bundle.provenance["study"] == found.study
     assert bundle.training["parameters"]["shrinkage"] == str(found.best[0].parameters["shrinkage"])
