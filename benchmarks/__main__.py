@@ -19,8 +19,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         whole_loop.run(home)
-        serving.run(home)
         exactness.run(home)
+    with tempfile.TemporaryDirectory() as folder:
+        serving.run(Path(folder))
 
 
 if __name__ == "__main__":
