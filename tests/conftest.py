@@ -124,10 +124,15 @@ def strict_json(content: bytes) -> Any:
 
 
 def start_server(
-    home: Path, *use_cases: str, command: list[str] | None = None, ready: bool = True, **more: str
+    home: Path,
+    *use_cases: str,
+    command: list[str] | None = None,
+    ready: bool = True,
+    port: int | None = None,
+    **more: str,
 ) -> Server:
     """Start `mlops serve` (or `command`, with {port} in it) and wait until it answers."""
-    port = free_port()
+    port = port or free_port()
     words = command or [sys.executable, "-m", "mlops.cli", "serve", *use_cases, "--port", "{port}"]
     with (home / "server.out").open("ab") as output:
         process = subprocess.Popen(

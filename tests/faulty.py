@@ -1,9 +1,11 @@
 """A server with a planted fault, to show that a test would find it: `python faulty.py FAULT ...`.
 
 answer-first   answers go out 30 ms before they are committed
+end-at-once    the same, and SIGTERM ends it on the spot
 forget-keys    idempotency keys are ignored, and answers go out 30 ms after they are committed
 torn-lines     each second line of the log file is written without its end
 wrong-version  each seventh answer says that another version gave it
+look-seldom    it looks for a new champion each three seconds only
 ask-registry   it asks the model registry before it begins
 keep-requests  of each group of requests it keeps 20 kB for ever
 keep-files     with each model that is opened a file stays open
@@ -11,7 +13,6 @@ count-anew     it counts what was predicted since it began, not all that is logg
 no-patience    the log does not wait for others that write to it
 slow-health    health has to wait its turn for more than half a second
 never-replace  workers that die or hang are left alone
-any-bundle     a bundle's digests are not compared
 slow-model     no fault: a model that needs 2 ms a row, so that 500 requests a second are too many
 no-limit       the same, and nobody is refused, however many wait
 """
@@ -27,14 +28,16 @@ import time
 import urllib.request
 from typing import Any
 
+import uvicorn
+
 from mlops.cli import main
 from mlops.deploy import service
 from mlops.deploy.predictor import Champion
 from mlops.deploy.protocol import Protocol
+from mlops.loop import serve as following
 from mlops.loop.workers import Supervisor
 from mlops.monitor import logfile
 from mlops.monitor.log import PredictionLog
-from mlops.package import bundle
 
 DELAY = 0.03
 SECONDS_A_ROW = 0.002
@@ -55,6 +58,11 @@ def answer_first() -> None:
         return [submission.rows for submission in submissions]
 
     PredictionLog.append = answer_now  # type: ignore[method-assign,assignment]
+
+
+def end_at_once() -> None:
+    answer_first()
+    uvicorn.Server.handle_exit = lambda *_: os._exit(0)  # type: ignore[method-assign]
 
 
 def forget_keys() -> None:
@@ -85,6 +93,10 @@ def wrong_version() -> None:
         ]
 
     Champion.predict = predict_wrongly  # type: ignore[method-assign,assignment]
+
+
+def look_seldom() -> None:
+    following.SECONDS_BETWEEN_LOOKS = 3.0
 
 
 def ask_registry() -> None:
@@ -140,17 +152,6 @@ def slow_health() -> None:
 
 def never_replace() -> None:
     Supervisor._replace = lambda self: None  # type: ignore[method-assign]
-
-
-def any_bundle() -> None:
-    bundle._entry = lambda content: Anything()  # type: ignore[assignment,return-value]
-
-
-class Anything:
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def slow_model() -> None:

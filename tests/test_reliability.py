@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability import __main__ as bench
-from benchmarks.reliability import champions, counting, growth, registry, units
+from benchmarks.reliability import (
+    champions,
+    counting,
+    forgeries,
+    growth,
+    locks,
+    probes,
+    registry,
+    replacement,
+    restarts,
+    rotation,
+    units,
+)
 from benchmarks.reliability.lines import LINES
 from benchmarks.reliability.world import Found, World
 
@@ -42,24 +54,36 @@ def is_red(found: Found) -> None:
     assert not found.holds, f"the planted fault was not found: {found.says} ({found.size})"
 
 
+def test_r6_three_processes_rotate_one_log_file_and_keep_20000_lines(world: Worlds) -> None:
+    holds(rotation.rotation(world(), 20_000))
+    is_red(rotation.rotation(world("no-lock"), 6_000))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_r7_r8_promotions_under_load_fail_no_request_and_mix_no_versions(
+def test_r7_promotions_under_load_fail_no_request_and_mix_no_versions(
     workers: int, world: Worlds
 ) -> None:
-    failed_or_mixed, stale = champions.promotions(
-        world(), 5 if workers == 2 else 2, workers=workers
-    )
-    holds(failed_or_mixed)
-    holds(stale)
+    number = 5 if workers == 2 else 2
+    holds(champions.promotions(world(), number, workers=workers)[0])
 
 
 def test_r7_an_answer_that_names_another_version_is_found(world: Worlds) -> None:
     is_red(champions.promotions(world("wrong-version"), 1)[0])
 
 
+def test_r9_of_100_forged_bundles_none_is_opened_served_or_executed(world: Worlds) -> None:
+    holds(forgeries.forged_bundles(world(), 100))
+    is_red(forgeries.forged_bundles(world("any-bundle"), 22))
+
+
 def test_r10_of_eight_promotions_at_once_exactly_one_wins_in_20_rounds(world: Worlds) -> None:
     holds(champions.concurrent_promotions(world(), 20))
     is_red(champions.concurrent_promotions(world("whoever-is-champion"), 2))
+
+
+def test_r15_restarts_under_load_lose_nothing_that_was_acknowledged(world: Worlds) -> None:
+    holds(restarts.restarts(world(), 2))
+    is_red(restarts.restarts(world("end-at-once"), 1))
 
 
 def test_r18_a_server_starts_whatever_the_registry_does_and_never_asks_it(world: Worlds) -> None:
@@ -84,6 +108,37 @@ def test_r22_mistakes_of_unit_are_flagged_and_honest_rows_are_not(world: Worlds)
 def test_r23_metrics_are_the_log_with_two_workers_kills_and_restarts(world: Worlds) -> None:
     holds(counting.metrics_and_log(world(), 4))
     is_red(counting.metrics_and_log(world("count-anew"), 2))
+
+
+# Timed, or long
+
+
+@pytest.mark.slow
+def test_r5_20000_rows_by_four_writers_in_company_meet_no_lock(world: Worlds) -> None:
+    holds(locks.locked_or_lost(world(), 20_000))
+
+
+@pytest.mark.slow
+def test_r5_writers_without_patience_are_found(world: Worlds) -> None:
+    is_red(locks.locked_or_lost(world("no-patience"), 3_000))
+
+
+@pytest.mark.slow
+def test_r8_no_worker_answers_with_the_old_version_2_s_after_a_promotion(world: Worlds) -> None:
+    holds(champions.promotions(world(), 3, workers=2)[1])
+    is_red(champions.promotions(world("look-seldom"), 1)[1])
+
+
+@pytest.mark.slow
+def test_r16_a_worker_that_hangs_or_is_killed_is_replaced_within_10_s(world: Worlds) -> None:
+    holds(replacement.replacements(world(), 2))
+    is_red(replacement.replacements(world("never-replace"), 1))
+
+
+@pytest.mark.slow
+def test_r17_a_probe_is_answered_within_half_a_second_while_all_is_busy(world: Worlds) -> None:
+    holds(probes.probes(world(), 5))
+    is_red(probes.probes(world("slow-health"), 1))
 
 
 # The page and the command

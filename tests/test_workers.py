@@ -11,7 +11,6 @@ from pathlib import Path
 
 import kept
 import psutil
-import pytest
 from conftest import Server, free_port, mlops
 from traffic import post, send
 
@@ -100,16 +99,3 @@ def test_workers_that_cannot_begin_are_one_clear_end_and_no_endless_tries(home: 
     ended = mlops("serve", "iris", "--workers", "2", "--port", port, home=home, check=False)
     assert ended.returncode == 1
     assert ended.stderr.rstrip().splitlines()[-1].startswith("mlops: workers end as soon as")
-
-
-@pytest.mark.slow
-def test_a_worker_that_hangs_is_replaced_and_a_killed_one_at_once(serve: Serve, home: Path) -> None:
-    server = serve("iris", WORKERS="2")
-    until(lambda: both_up(server))
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        gone = min(pids(server))
-        started = time.monotonic()
-        os.kill(gone, number)
-        until(lambda gone=gone: len(pids(server) - {gone}) == 2 and not psutil.pid_exists(gone))
-        until(lambda: server.request("/health/ready")[0] == 200)
-        assert time.monotonic() - started < 10

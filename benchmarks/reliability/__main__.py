@@ -14,6 +14,7 @@ import datetime
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from benchmarks.reliability.world import ROOT, Found, World
 PAGE = ROOT / "docs" / "reliability.md"
 COLUMNS = ("line", "what", "recipe", "must", "goal", "found", "verdict", "size", "seconds")
 NOT_MEASURED = "not measured"
+SHORTEST = 240.0
+"""Seconds that tests may take to run once, whatever the time that is left."""
 MARK = "<!-- what follows is written by: make bench-reliability ARGS=--write -->"
 
 
@@ -107,37 +110,54 @@ def _by_tests(tests: Sequence[str], times: int, trained: Path, deadline: float) 
         left = deadline - time.monotonic()
         if turn and left < 0:
             break
-        try:
-            ended = subprocess.run(
-                [*command, f"--trained={trained}", *names],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=max(left, 60.0),
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+        ended = _pytest([*command, f"--trained={trained}", *names], max(left, SHORTEST))
+        if ended is None:
             break
-        passed += sum(int(n) for n in re.findall(r"(\d+) passed", ended.stdout))
-        failures += re.findall(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", ended.stdout, re.MULTILINE)
-        if ended.returncode not in {0, 1}:
-            failures.append(ended.stdout.strip().rpartition("\n")[2] or "pytest could not run")
+        says, code = ended
+        passed += sum(int(n) for n in re.findall(r"(\d+) passed", says))
+        failures += re.findall(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", says, re.MULTILINE)
+        if code not in {0, 1}:
+            failures.append(says.strip().rpartition("\n")[2] or "pytest could not run")
         done += 1
     if not passed and not failures:
         return None
     says = f"{passed} tests passed" + "".join(f"; failed: {name}" for name in failures[:5])
-    return Found(says, not failures, f"{done} times")
+    return Found(says, not failures, f"{done} runs of them")
+
+
+def _pytest(command: Sequence[str], seconds: float) -> tuple[str, int] | None:
+    """Return what pytest printed and its exit code; None if it was out of time."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        says, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # so that it ends the servers that it started
+        process.communicate(timeout=60)
+        return None
+    return says, process.returncode
 
 
 def page(rows: Mapping[str, Row], words: str) -> str:
-    """Return docs/reliability.md with the results of a run under its introduction."""
-    introduction = PAGE.read_text().partition(MARK)[0]
-    told = (
-        f"Run on {datetime.datetime.now(datetime.UTC):%Y-%m-%d} at commit `{_commit()}`, "
-        f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}: "
-        f"`make bench-reliability {words}`."
+    """Return docs/reliability.md with the results of a run in it.
+
+    A run of some lines replaces these, and is told of beside the runs that the others are from.
+    """
+    introduction, _, published = PAGE.read_text().partition(MARK)
+    some = len(rows) < len(LINES)
+    told = [line for line in published.splitlines() if line.startswith("- ")] if some else []
+    lines = table(rows)
+    if some:
+        known = {row.split()[1]: row for row in published.splitlines() if row.startswith("| R")}
+        lines[2:] = [
+            row if (name := row.split()[1]) in rows else known.get(name, row) for row in lines[2:]
+        ]
+    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    told.append(
+        f"- {', '.join(rows) if some else 'All lines'}: {today}, commit `{_commit()}`, "
+        f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"`make bench-reliability {words}`"
     )
-    return introduction + "\n".join([MARK, "", told, "", *table(rows), ""])
+    return introduction + "\n".join([MARK, "", *told, "", *lines, ""])
 
 
 def _commit() -> str:

@@ -8,8 +8,14 @@ from collections.abc import Callable, Sequence
 from benchmarks.reliability import (
     champions,
     counting,
+    forgeries,
     growth,
+    locks,
+    probes,
     registry,
+    replacement,
+    restarts,
+    rotation,
     units,
 )
 from benchmarks.reliability.world import Found, World
@@ -78,18 +84,20 @@ LINES = (
     Line(
         "R5",
         "database is locked, or a row is lost",
-        "4 writers, 64 clients, a reader with a snapshot, a training, a backup",
+        "2 servers of 2 workers, 64 clients, a reader with a snapshot, a training, backups",
         "0 in 20,000",
         "0 in 1,000,000",
+        sizes=(20_000, 1_000_000),
+        measure=locks.locked_or_lost,
     ),
     Line(
         "R6",
         "rotation of the log file by several processes: exact lines",
-        "3 processes, a new file every few lines",
-        "exact",
+        "3 processes, a new file each megabyte",
+        "exact in 20,000",
         "exact in 1,000,000",
-        tests=("test_log_life.py::test_several_processes_rotate_together_and_lose_no_line",),
-        sizes=(1, 100),
+        sizes=(20_000, 1_000_000),
+        measure=rotation.rotation,
     ),
     Line(
         "R7",
@@ -115,6 +123,8 @@ LINES = (
         "bits, cuts, swaps, forgeries, pickles, killed writers",
         "0 of 100",
         "0 of 1,500",
+        sizes=(100, 1_500),
+        measure=forgeries.forged_bundles,
     ),
     Line(
         "R10",
@@ -165,6 +175,8 @@ LINES = (
         "keep-alive clients; the server drains",
         "0 acknowledged lost",
         "0 resets in 100 restarts",
+        sizes=(5, 100),
+        measure=restarts.restarts,
     ),
     Line(
         "R16",
@@ -172,6 +184,8 @@ LINES = (
         "SIGKILL and SIGSTOP in turn, 2 workers",
         "10 s at most",
         "2 s at most in 200",
+        sizes=(2, 200),
+        measure=replacement.replacements,
     ),
     Line(
         "R17",
@@ -179,6 +193,8 @@ LINES = (
         "64 slow predictions, a probe at 10 Hz",
         "500 ms at most",
         "50 ms at most",
+        sizes=(5, 60),
+        measure=probes.probes,
     ),
     Line(
         "R18",
