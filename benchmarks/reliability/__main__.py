@@ -77,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows[line.name] = run(line, trained, asked.scale, asked.seed, share)
             print(as_row(cells(line, rows[line.name])), flush=True)
     if asked.write:
-        words = [f'ARGS="--scale {asked.scale} --minutes {asked.minutes:g} --seed {asked.seed}"']
-        PAGE.write_text(page(rows, words[0]))
+        told = f"--lines {','.join(asked.lines)} " if asked.lines else ""
+        told += f"--scale {asked.scale} --minutes {asked.minutes:g} --seed {asked.seed}"
+        PAGE.write_text(page(rows, f'ARGS="{told}"'))
     return int(any(row.found is not None and not row.found.holds for row in rows.values()))
 
 
