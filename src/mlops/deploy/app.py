@@ -4,7 +4,8 @@ It is a FastAPI application, which documents every route and answers all but the
 routes are answered before FastAPI's middleware and routing, by the very handler that FastAPI would
 call: it only saves the way there, which is most of the cost of a small prediction.
 
-`App.__call__` is the one door to all of them: who may come in is asked there, and nowhere else.
+Who may come in is asked at two doors, of the same `Access`: `App.__call__`, and for hot routes
+`HotRoute.admit`, at which the server's protocol (`protocol.py`) knocks too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mlops.deploy import exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
 from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
-from mlops.deploy.limits import Limits
+from mlops.deploy.limits import SECURITY_HEADERS, Limits
 from mlops.deploy.schemas import ErrorAnswer, PredictionAnswer, answer_model, batch_answer_model
 from mlops.deploy.service import Headers, Reply, Respond, Service, reply_of
 from mlops.errors import MlopsError
@@ -71,13 +72,6 @@ SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `mlops keys add`"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-SECURITY_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-)
-"""Of every answer, unless it brings its own. Answers are somebody's data, and no pages."""
 PAGE_POLICY = (
     "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; "
@@ -107,17 +101,18 @@ class App(FastAPI):
             return
         path = scope["path"].removeprefix(scope["root_path"])
         route = self.hot.get(path) if scope["method"] == "POST" else None
-        client = ""
-        if route is None or self.access.on:
-            speaks_for = route.service.use_case.name if route else self._speaks_for(path)
-            client, refused = self.access.check(scope, path, speaks_for)
+        if route is None:
+            client, refused = self.access.check(scope, path, self._speaks_for(path))
             if refused:
                 self.count(scope, refused.status)
                 await _send(send, _refusal(refused, path))
                 return
-        if route is None:
             scope[CHARGE] = functools.partial(self.access.charge, client)
             await self._answer_by_fastapi(scope, path, receive, send)
+            return
+        client, refusal = route.admit(scope) if self.access.on else ("", None)
+        if refusal:
+            await _send(send, refusal)
             return
         rows = await route.answer(scope, receive, send)
         if client:

@@ -21,9 +21,14 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from mlops.deploy import problems
 
 LARGEST_HEAD = 64 * 1024
 MOST_HEADERS = 100
@@ -37,6 +42,13 @@ SECONDS_TO_WAIT = 0.2
 LEAST_WAITING = 100
 """So few may wait however long it takes: a disk that stalls for a moment makes no refusals."""
 GROWTH = 0.1
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""Of every answer, unless it brings its own. Answers are somebody's data, and no pages."""
 NEVER_TOO_MANY = ("/health/live", "/health/ready")
 SAYS = {
     400: "the request is not HTTP",
@@ -85,27 +97,19 @@ class Room:
             self.size = max(self.least, min(self.size, waiting) * SECONDS_TO_WAIT / waited)
 
 
-def _canned(status: int, *headers: str) -> bytes:
+def _canned(status: int, *more: tuple[bytes, bytes]) -> bytes:
     kind = http.HTTPStatus(status).phrase.lower().replace(" ", "_")
-    body = orjson.dumps({"detail": [{"type": kind, "loc": [], "msg": SAYS[status]}]})
-    lines = [
-        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-        "x-content-type-options: nosniff",
-        "x-frame-options: DENY",
-        "cache-control: no-store",
-        "content-security-policy: default-src 'none'; frame-ancestors 'none'",
-        *headers,
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    body = problems.as_json(problems.problem(kind, SAYS[status]))
+    length = (b"content-length", b"%d" % len(body))
+    retry = (b"retry-after", problems.RETRY_AFTER_SECONDS.encode())
+    headers = [(b"content-type", b"application/json"), length, *SECURITY_HEADERS, *more]
+    headers += [retry] if status == 503 else []
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return STATUS_LINE[status] + lines + b"\r\n" + body
 
 
-BUSY = _canned(503, "retry-after: 1")
-LAST_WORDS = {
-    status: _canned(status, "connection: close", *(["retry-after: 1"] if status == 503 else []))
-    for status in SAYS
-}
+BUSY = _canned(503)
+LAST_WORDS = {status: _canned(status, (b"connection", b"close")) for status in SAYS}
 
 
 class _Watch:

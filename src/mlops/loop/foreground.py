@@ -38,7 +38,7 @@ def serve_in_foreground(names: Sequence[str], settings: Settings) -> None:
             run_server(names, settings, listening, uvicorn.Server)
         else:
             listening.listen(BACKLOG)
-            supervisor = Supervisor(settings.workers, names, settings, listening)
+            supervisor = Supervisor(names, settings, listening)
             supervisor.run(SECONDS_TO_DRAIN + 5)
 
 
@@ -50,10 +50,11 @@ def run_server(
 ) -> None:
     """Answer on a bound socket, in this process."""
     app = serve(*names, settings=settings)
-    _allow_files(limits(settings).connections + SPARE_CONNECTIONS + FILES_OF_OUR_OWN)
+    share = limits(settings)
+    _allow_files(share.connections + SPARE_CONNECTIONS + FILES_OF_OUR_OWN)
     config = uvicorn.Config(
         app,
-        http=protocol_for(app, limits(settings)),
+        http=protocol_for(app, share),
         access_log=False,  # every request is in the prediction log
         log_level="info",
         backlog=BACKLOG,

@@ -8,6 +8,7 @@ version made is what the log has kept count of. Versions are few, and are looked
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 from mlops.errors import BundleError, TrackingError, UsageError
 from mlops.improve.ledger import UNTRACKED, Ledger, Version
-from mlops.loop.serve import open_log
+from mlops.loop.serve import has_log, open_log
 from mlops.package.bundle import open_bundle
 from mlops.records import Prediction
 from mlops.settings import Settings, read_settings
@@ -112,17 +113,10 @@ def shown(row: Prediction) -> dict[str, Any]:
 
 
 def _find_prediction(use_case: UseCase, what: str, settings: Settings) -> Prediction | None:
-    if not _has_log(use_case, settings):
+    if not has_log(use_case, settings):
         return None
-    log = open_log(use_case, settings)
-    try:
+    with contextlib.closing(open_log(use_case, settings)) as log:
         return log.find(what)
-    finally:
-        log.close()
-
-
-def _has_log(use_case: UseCase, settings: Settings) -> bool:
-    return (settings.home / use_case.log_name / "predictions.db").exists()
 
 
 def _chains(use_case: UseCase, settings: Settings) -> list[Chain]:
@@ -182,14 +176,11 @@ def _all_counted(chains: Sequence[Chain], settings: Settings) -> tuple[Chain, ..
 
 def _counted(chain: Chain, use_case: UseCase, settings: Settings) -> Chain:
     """Add how many predictions the version made, and when."""
-    if chain.version is None or not _has_log(use_case, settings):
+    if chain.version is None or not has_log(use_case, settings):
         return chain
-    log = open_log(use_case, settings)
-    try:
+    with contextlib.closing(open_log(use_case, settings)) as log:
         first, last = log.span(chain.version) or (None, None)
         count = log.totals().by_version.get(chain.version, 0)
-    finally:
-        log.close()
     return dataclasses.replace(
         chain, predictions=count, first_prediction=first, last_prediction=last
     )

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlops.errors import NotTrainedError, UsageError
+from mlops.loop.lineage import shown
 from mlops.loop.report import Report, Silent
-from mlops.loop.serve import SECONDS_BETWEEN_STEPS, days_ago, open_log
+from mlops.loop.serve import SECONDS_BETWEEN_STEPS, days_ago, has_log, open_log
 from mlops.monitor.export import writer_for
 from mlops.monitor.log import PredictionLog
 from mlops.settings import Settings, read_settings
@@ -44,14 +45,8 @@ def logs(
         return [
             {
                 "id": row.id,
-                "timestamp": row.timestamp,
-                "prediction_id": row.prediction_id,
-                "inputs": json.loads(row.inputs),
-                "prediction": row.prediction,
-                "probabilities": json.loads(row.probabilities) if row.probabilities else None,
-                "warnings": json.loads(row.warnings) if row.warnings else [],
-                "model_version": row.model_version,
-                "bundle": row.bundle,
+                "timestamp": row.timestamp,  # before the id: the order that readers know
+                **shown(row),
                 "client": row.client,
             }
             for row in log.rows(last)
@@ -127,7 +122,7 @@ def prune(
 
 def _open(name: str, settings: Settings) -> PredictionLog:
     use_case = find(name)
-    if not (settings.home / use_case.log_name / "predictions.db").exists():
+    if not has_log(use_case, settings):
         raise NotTrainedError(
             f"{name} has answered nothing here yet", f"start it with: mlops up {name}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 from mlops.deploy.exposition import Scrape, as_json, together
 from mlops.errors import NotTrainedError
 from mlops.improve.ledger import Ledger
-from mlops.loop.serve import open_log
+from mlops.loop.serve import has_log, open_log
 from mlops.settings import Settings, read_settings
 from mlops.usecases import USE_CASES, find
 
@@ -22,7 +22,7 @@ def metrics(name: str | None = None, *, settings: Settings | None = None) -> dic
     use_cases = [
         use_case
         for use_case in ([find(name)] if name else USE_CASES.values())
-        if (settings.home / use_case.log_name / "predictions.db").exists()
+        if has_log(use_case, settings)
     ]
     if not use_cases:
         raise NotTrainedError(

@@ -150,6 +150,11 @@ async def _promote(use_case: str, version: int, reason: str, settings: Settings)
     }
 
 
+def has_log(use_case: UseCase, settings: Settings) -> bool:
+    """Whether a use case has answered anything here yet."""
+    return (settings.home / use_case.log_name / "predictions.db").exists()
+
+
 def open_log(use_case: UseCase, settings: Settings) -> PredictionLog:
     """Open the prediction log of a use case, made and completed if need be."""
     folder = settings.home / use_case.log_name

@@ -81,12 +81,9 @@ class Worker:
 
 
 class Supervisor:
-    """Keeps `number` workers running until SIGINT or SIGTERM, then lets them drain."""
+    """Keeps `settings.workers` running until SIGINT or SIGTERM, then lets them drain."""
 
-    def __init__(
-        self, number: int, names: Sequence[str], settings: Settings, listening: socket.socket
-    ) -> None:
-        self._number = number
+    def __init__(self, names: Sequence[str], settings: Settings, listening: socket.socket) -> None:
         self._names = names
         self._settings = settings
         self._listening = listening
@@ -99,7 +96,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         try:
-            self._workers += [self._start() for _ in range(self._number)]
+            self._workers += [self._start() for _ in range(self._settings.workers)]
             while not self._stopping:
                 self._replace()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -127,7 +124,7 @@ class Supervisor:
             worker.hangs()  # hears what it had still said
             worker.close()
             self._deaths_at_start += not worker.up
-            if self._deaths_at_start >= DEATHS_AT_START * self._number:
+            if self._deaths_at_start >= DEATHS_AT_START * self._settings.workers:
                 raise ServiceError(
                     "workers end as soon as they begin",
                     "see above what they say, or find out with: mlops serve --workers 1",

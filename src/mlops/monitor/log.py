@@ -133,7 +133,6 @@ class PredictionLog:
         self._lock = threading.Lock()
         # Idle ones. A thread that finds none opens another: apsw refuses to share one at a time.
         self._readers: list[apsw.Connection] = []
-        self._table = f'"{table}"'
         self._select = f'SELECT {", ".join(FIELDS)} FROM "{table}"'  # noqa: S608  checked above
         self._into = f'"{table}"({", ".join(FIELDS[:-1])}, idempotency_key, item)'
         self._durable = durability == "power"
@@ -217,9 +216,7 @@ class PredictionLog:
             # on the other files of the database, and this descriptor stays open besides.
             os.fdatasync(self._wal)
         except OSError as error:
-            unavailable = self._unavailable(error)
-            self.failed = unavailable.message
-            raise unavailable from error
+            raise self._failing(error) from error
 
     def probe(self) -> None:
         """Make one small durable write. Raises `LogUnavailableError` if that cannot be done.
@@ -487,15 +484,11 @@ class PredictionLog:
                 if os.stat(self._name).st_ino != self._inode:  # noqa: PTH116  each microsecond counts
                     raise FileNotFoundError("another file has taken its place")
                 yield self._writer
-        except apsw.BusyError as error:
-            if wait:
-                self.failed = self._unavailable(error).message
-            raise (self._unavailable(error) if wait else LogBusyError(str(error))) from error
         except (apsw.Error, OSError) as error:
-            unavailable = self._unavailable(error)
-            self.failed = unavailable.message
+            if isinstance(error, apsw.BusyError) and not wait:
+                raise LogBusyError(str(error)) from error
             self._counter.forget()
-            raise unavailable from error
+            raise self._failing(error) from error
         self.failed = None
 
     def _on_busy(self, tries: int) -> bool:
@@ -518,9 +511,8 @@ class PredictionLog:
         if grown >= CHECKPOINT_PAGES and not self._checkpointing.is_alive():
             self._checkpointed_pages = pages
             self._checkpointing = threading.Thread(target=self._checkpoint, name="checkpoint")
-            with contextlib.suppress(
-                RuntimeError
-            ):  # no thread to be had: there will be a next time
+            # Where no thread is to be had, there will be a next time.
+            with contextlib.suppress(RuntimeError):
                 self._checkpointing.start()
         return apsw.SQLITE_OK
 
@@ -553,6 +545,12 @@ class PredictionLog:
         except apsw.Error as error:
             raise self._unavailable(error) from error
         self._readers.append(reader)
+
+    def _failing(self, error: apsw.Error | OSError) -> LogUnavailableError:
+        """Remember why the last write failed, and return it as an error."""
+        unavailable = self._unavailable(error)
+        self.failed = unavailable.message
+        return unavailable
 
     def _unavailable(self, error: apsw.Error | OSError) -> LogUnavailableError:
         return LogUnavailableError(
