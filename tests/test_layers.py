@@ -19,7 +19,7 @@ import mlops
 SOURCES = REPOSITORY / "src"
 GROUND = {"errors", "records", "settings", "usecase", "database"}
 PHASES = {"build", "track", "package", "deploy", "monitor", "improve"}
-ON_TOP = {"cli", "tables"}
+ON_TOP = {"cli", "tables", "verbs"}
 HEAVY = {"sklearn", "pandas", "mlflow", "lightgbm", "onnx", "pandera", "scipy", "joblib", "optuna"}
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
 
 from mlops import tables
 from mlops.errors import MlopsError, UsageError
-from mlops.loop.report import OnConsole
 from mlops.settings import Settings, read_settings
+from mlops.verbs import COMMANDS
+from mlops.verbs.console import AsJson, UseCaseName, out, print_result, progress
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -43,9 +41,6 @@ data_app = typer.Typer(help="Look at the data that models learnt from.", no_args
 app.add_typer(data_app, name="data", rich_help_panel="Commands")
 
 SURPLUS = "more cells than columns"
-
-UseCaseName = Annotated[str, typer.Argument(metavar="USE_CASE", help="housing or iris")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,8 +88,8 @@ def up(
     """
     from mlops.loop.up import up as run
 
-    result = run(tuple(use_cases or ()), report=_report())
-    _print(result, as_json, lambda: tables.up(result, _out))
+    result = run(tuple(use_cases or ()), report=progress())
+    print_result(result, as_json, lambda: tables.up(result, out))
 
 
 @app.command()
@@ -108,7 +103,7 @@ def down(as_json: AsJson = False) -> None:
     settings = read_settings()
     stopped = [spec for spec in ("server", "mlflow") if services.stop(settings, spec)]
     text = f"stopped: {', '.join(stopped)}" if stopped else "nothing was running"
-    _print({"stopped": stopped}, as_json, lambda: _out.print(text))
+    print_result({"stopped": stopped}, as_json, lambda: out.print(text))
 
 
 @app.command()
@@ -120,7 +115,7 @@ def status(as_json: AsJson = False) -> None:
     from mlops.loop.status import status as look
 
     result = look(read_settings())
-    _print(result, as_json, lambda: tables.status(result, _out))
+    print_result(result, as_json, lambda: tables.status(result, out))
     if not result["well"]:
         raise typer.Exit(1)
 
@@ -175,7 +170,7 @@ def prepare(
         "origin": table.origin,
         "reused": table.reused,
     }
-    _print(result, as_json, lambda: tables.prepared(result, _out))
+    print_result(result, as_json, lambda: tables.prepared(result, out))
 
 
 @app.command()
@@ -195,7 +190,7 @@ def check(
 
     result = run(use_case, table)
     found = {**tables.plain(result), "fits": result.fits}
-    _print(found, as_json, lambda: tables.checked(result, _out))
+    print_result(found, as_json, lambda: tables.checked(result, out))
     if not result.fits:
         raise typer.Exit(1)
 
@@ -225,7 +220,7 @@ def data_diff(
 
     result = diff(before, after, use_case, key=tuple(key or ()))
     found = {**tables.plain(result), "summary": result.summary}
-    _print(found, as_json, lambda: tables.compared(result, _out))
+    print_result(found, as_json, lambda: tables.compared(result, out))
 
 
 @app.command()
@@ -255,18 +250,18 @@ def train(
     from mlops.loop.train import train as run
     from mlops.usecases import find
 
-    report = _report()
+    report = progress()
     champion = still_valid(find(use_case), read_settings()) if if_needed else None
     if champion is not None:
         text = f"{use_case}: version {champion.version} is still valid"
-        _print({"still_valid": champion}, as_json, lambda: _out.print(text))
+        print_result({"still_valid": champion}, as_json, lambda: out.print(text))
         return
     result = run(use_case, only=tuple(only or ()), from_study=from_study, report=report)
-    _print(result, as_json, lambda: tables.training(result, _out))
+    print_result(result, as_json, lambda: tables.training(result, out))
     if promote_winner:
         promotion = promote_version(use_case, result.registered[0].version, report=report)
         if not as_json:
-            tables.promotion(promotion, _out)
+            tables.promotion(promotion, out)
 
 
 @app.command()
@@ -286,9 +281,9 @@ def track(
     from mlops.loop.track import track as run
 
     waiting = pending()
-    versions = run(report=_report()) if late else []
+    versions = run(report=progress()) if late else []
     result = {"pending": pending() if late else waiting, "tracked": versions}
-    _print(result, as_json, lambda: tables.tracked(waiting, versions, _out, late=late))
+    print_result(result, as_json, lambda: tables.tracked(waiting, versions, out, late=late))
 
 
 @app.command()
@@ -325,9 +320,9 @@ def tune(
         budget=budget,
         candidates=tuple(candidate or ()),
         jobs=jobs,
-        report=_report(),
+        report=progress(),
     )
-    _print(result, as_json, lambda: tables.tuning(result, _out))
+    print_result(result, as_json, lambda: tables.tuning(result, out))
     if result.ended == "interrupt":
         raise typer.Exit(130)
 
@@ -349,8 +344,8 @@ def runs(
     """
     from mlops.loop.runs import runs as run
 
-    result = run(use_case, every=every, report=_report())
-    _print(result, as_json, lambda: tables.runs(use_case, result, _out))
+    result = run(use_case, every=every, report=progress())
+    print_result(result, as_json, lambda: tables.runs(use_case, result, out))
 
 
 @app.command()
@@ -370,8 +365,8 @@ def report(
     """
     from mlops.loop.diagnose import report as run
 
-    result = run(use_case, version=version, to=to, report=_report())
-    _print(result, as_json, lambda: _out.print(result.path, soft_wrap=True, highlight=False))
+    result = run(use_case, version=version, to=to, report=progress())
+    print_result(result, as_json, lambda: out.print(result.path, soft_wrap=True, highlight=False))
 
 
 @app.command()
@@ -383,7 +378,7 @@ def show(use_case: UseCaseName, as_json: AsJson = False) -> None:
     from mlops.loop.show import show as run
 
     result = run(use_case)
-    _print(result, as_json, lambda: tables.shown(result, _out))
+    print_result(result, as_json, lambda: tables.shown(result, out))
 
 
 @app.command()
@@ -401,8 +396,8 @@ def promote(
     """
     from mlops.loop.promote import promote as run
 
-    result = run(use_case, version, force=force, reason=reason, report=_report())
-    _print(result, as_json, lambda: tables.promotion(result, _out))
+    result = run(use_case, version, force=force, reason=reason, report=progress())
+    print_result(result, as_json, lambda: tables.promotion(result, out))
 
 
 @app.command()
@@ -431,7 +426,7 @@ def predict(
     rows = _read_rows(table) if table else [_parse_row(fields or [])]
     answers = run(use_case, rows, number=version)
     result = answers if table else answers[0]
-    _print(result, as_json, lambda: tables.answers(answers, _out))
+    print_result(result, as_json, lambda: tables.answers(answers, out))
 
 
 @app.command()
@@ -450,7 +445,7 @@ def metrics(
     from mlops.loop.metrics import metrics as run
 
     result = run(use_case)
-    _print(result, as_json, lambda: tables.metrics(result, _out))
+    print_result(result, as_json, lambda: tables.metrics(result, out))
 
 
 @app.command()
@@ -476,7 +471,7 @@ def lineage(
     from mlops.loop.lineage import lineage as run
 
     result = run(what, use_case)
-    _print(result, as_json, lambda: tables.lineage(result, _out))
+    print_result(result, as_json, lambda: tables.lineage(result, out))
 
 
 @app.command()
@@ -501,7 +496,7 @@ def logs(
 
     result = run(use_case, last=last, failures=failures)
     draw = tables.failures if failures else tables.predictions
-    _print(result, as_json, lambda: draw(use_case, result, _out))
+    print_result(result, as_json, lambda: draw(use_case, result, out))
 
 
 keys = typer.Typer(
@@ -533,7 +528,7 @@ def add_key(
     from mlops.loop.keys import add_key as run
 
     result = run(name, role=role, use_case=use_case)
-    _print(result, as_json, lambda: tables.key_made(result, _out))
+    print_result(result, as_json, lambda: tables.key_made(result, out))
 
 
 @keys.command("list")
@@ -545,7 +540,7 @@ def list_keys(as_json: AsJson = False) -> None:
     from mlops.loop.keys import list_keys as run
 
     result = run()
-    _print(result, as_json, lambda: tables.keys(result, _out))
+    print_result(result, as_json, lambda: tables.keys(result, out))
 
 
 @keys.command("revoke")
@@ -560,7 +555,7 @@ def revoke_key(
     from mlops.loop.keys import revoke_key as run
 
     run(name)
-    _print({"revoked": name}, as_json, lambda: _out.print(f"revoked: {name}"))
+    print_result({"revoked": name}, as_json, lambda: out.print(f"revoked: {name}"))
 
 
 @app.command("logs export")
@@ -578,9 +573,9 @@ def logs_export(
     """
     from mlops.loop.logs import export
 
-    result = export(use_case, to, since=since, until=until, report=_report())
+    result = export(use_case, to, since=since, until=until, report=progress())
     text = f"{result['path']} written: {result['rows']:,} predictions"
-    _print(result, as_json, lambda: _out.print(text, soft_wrap=True))
+    print_result(result, as_json, lambda: out.print(text, soft_wrap=True))
 
 
 @app.command("logs prune")
@@ -602,14 +597,14 @@ def logs_prune(
 
     result = prune(use_case, older_than=older_than, larger_than=larger_than)
     text = f"{use_case}: {result['deleted']:,} rows deleted, {result['bytes']:,} bytes on disk"
-    _print(result, as_json, lambda: _out.print(text, soft_wrap=True))
+    print_result(result, as_json, lambda: out.print(text, soft_wrap=True))
 
 
 def _service_logs(settings: Settings, last: int, as_json: bool) -> None:
     from mlops.loop import services
 
     printed = {name: services.output(settings, name, last) for name in ("server", "mlflow")}
-    _print(printed, as_json, lambda: tables.service_logs(printed, _out))
+    print_result(printed, as_json, lambda: tables.service_logs(printed, out))
 
 
 def _parse_row(fields: list[str]) -> dict[str, Any]:
@@ -649,24 +644,12 @@ def _number(text: str | None) -> float | str | None:
     return number if number is None or math.isfinite(number) else text
 
 
-def _print(result: Any, as_json: bool, draw: Callable[[], None]) -> None:
-    if as_json:
-        print(json.dumps(tables.plain(result), indent=2, ensure_ascii=False))  # noqa: T201
-    else:
-        draw()
-
-
-def _report() -> OnConsole:
-    """Progress goes to standard error, so that results can be piped."""
-    return OnConsole(Console(stderr=True))
-
-
 def _complain(line: str) -> None:
     print(f"mlops: {line}", file=sys.stderr)  # noqa: T201
 
 
-# A pipe has no width of its own; 80 columns would fold most tables.
-_out = Console(width=None if sys.stdout.isatty() else 140)
+for verb, command in COMMANDS.items():
+    app.command(verb)(command)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
 
 
 def up(result: Any, console: Console) -> None:
-    table = _table(
+    table = table_of(
         "use case", "model", "metric", "score", "baseline", "version", "bundle", "answer"
     )
     for one in result.served:
@@ -46,18 +46,18 @@ def up(result: Any, console: Console) -> None:
     lines = [(one.use_case, f"{result.server}/{one.use_case}/predict") for one in result.served]
     lines += [("API docs", f"{result.server}/docs"), ("MLflow", result.mlflow)]
     for name, address in lines:
-        _line(console, f"{name:<10}{address}")
-    _line(console, f"Up in {result.seconds:.1f} s. Stop it with: make down (or: mlops down)")
+        line(console, f"{name:<10}{address}")
+    line(console, f"Up in {result.seconds:.1f} s. Stop it with: make down (or: mlops down)")
 
 
 def status(result: Mapping[str, Any], console: Console) -> None:
-    table = _table("service", "state", "address", "process", "since")
+    table = table_of("service", "state", "address", "process", "since")
     for one in result["services"]:
         state = "healthy" if one["healthy"] else "not answering" if one["running"] else "stopped"
         since = _local_time(one["since"]) if one["since"] else ""
         table.add_row(one["name"], state, one["address"], str(one["pid"] or ""), since)
     console.print(table)
-    table = _table("use case", "champion", "model", "bundle")
+    table = table_of("use case", "champion", "model", "bundle")
     for name, one in result["champions"].items():
         if one is None:
             table.add_row(name, "none yet", "", "")
@@ -68,18 +68,18 @@ def status(result: Mapping[str, Any], console: Console) -> None:
 
 def prepared(result: Mapping[str, Any], console: Console) -> None:
     verb = "checked" if result["reused"] else "written"
-    _line(
+    line(
         console,
         f"{result['path']} {verb}: {result['rows']:,} rows, {len(result['columns'])} columns, "
         f"{result['dropped']} dropped for missing values",
     )
-    _line(console, f"source       {result['origin']}")
-    _line(console, f"fingerprint  {result['fingerprint']}")
+    line(console, f"source       {result['origin']}")
+    line(console, f"fingerprint  {result['fingerprint']}")
 
 
 def checked(result: Any, console: Console) -> None:
     if result.findings:
-        table = _table("", "column", "rule", "rows", "first lines", "for example")
+        table = table_of("", "column", "rule", "rows", "first lines", "for example")
         for one in result.findings:
             more = ", …" if one.rows > len(one.lines) > 0 else ""
             lines = ", ".join(map(str, one.lines)) + more
@@ -90,20 +90,22 @@ def checked(result: Any, console: Console) -> None:
     found = [f"{kinds.count(k)} {k}{'s' * (kinds.count(k) != 1)}" for k in ("violation", "warning")]
     target = "with" if result.has_target else "without"
     compared = f", compared with {result.compared}" if result.compared else ""
-    _line(
+    line(
         console,
         f"{result.path}: {result.rows:,} rows, {target} the target{compared}: {', '.join(found)}",
     )
 
 
 def compared(result: Any, console: Console) -> None:
-    _line(console, f"{result.before} → {result.after}: {result.summary}")
+    line(console, f"{result.before} → {result.after}: {result.summary}")
     found = result.difference
     if found is None:
         return
     rows = f"{found.rows_before:,} rows before, {found.rows_after:,} after, {found.same:,} the same"
-    _line(console, f"{rows}; a changed row is known by {found.matched_by}")
-    table = _table("column", "", "changed cells", "mean before", "after", "effect", "p (adjusted)")
+    line(console, f"{rows}; a changed row is known by {found.matched_by}")
+    table = table_of(
+        "column", "", "changed cells", "mean before", "after", "effect", "p (adjusted)"
+    )
     for one in found.columns:
         means = ("" if mean is None else f"{mean:.6g}" for mean in (one.before, one.after))
         verdict = "shifted" if one.shifted else ""
@@ -122,31 +124,31 @@ def lineage(result: Any, console: Console) -> None:
     count = len(result.chains)
     if result.prediction is None:
         plural = "s" if count != 1 else ""
-        _line(console, f"{result.kind} {result.asked}: {count} version{plural}")
+        line(console, f"{result.kind} {result.asked}: {count} version{plural}")
     else:
         row = result.prediction
-        _line(console, f"prediction  {row['prediction_id']}, {row['timestamp'][:19]} UTC")
-        _line(console, f"  inputs    {_value(row['inputs'])}")
-        _line(console, f"  answer    {_value(row['prediction'])}")
+        line(console, f"prediction  {row['prediction_id']}, {row['timestamp'][:19]} UTC")
+        line(console, f"  inputs    {_value(row['inputs'])}")
+        line(console, f"  answer    {_value(row['prediction'])}")
         for warning in row["warnings"]:
-            _line(console, f"  warning   {warning}")
+            line(console, f"  warning   {warning}")
     for one in result.chains:
         version = "not registered" if one.version is None else f"{one.version}, {one.candidate}"
-        _line(console, f"→ version   {one.use_case} {version}{', champion' * one.champion}")
-        _line(console, f"→ bundle    {one.bundle or 'none'}, sealed {(one.sealed_utc or '?')[:19]}")
-        _line(console, f"→ run       {one.run_id or 'not tracked: mlops track --pending'}")
-        _line(console, f"→ commit    {one.commit or 'not known'}")
+        line(console, f"→ version   {one.use_case} {version}{', champion' * one.champion}")
+        line(console, f"→ bundle    {one.bundle or 'none'}, sealed {(one.sealed_utc or '?')[:19]}")
+        line(console, f"→ run       {one.run_id or 'not tracked: mlops track --pending'}")
+        line(console, f"→ commit    {one.commit or 'not known'}")
         data = f"{one.data_fingerprint}, {one.data_origin}" if one.data_fingerprint else "not known"
-        _line(console, f"→ data      {data}")
+        line(console, f"→ data      {data}")
         between = f"{(one.first_prediction or '')[:19]} to {(one.last_prediction or '')[:19]} UTC"
         made = f"{one.predictions:,}, {between}" if one.predictions else "none"
-        _line(console, f"← answered  {made}")
+        line(console, f"← answered  {made}")
 
 
 def training(result: Any, console: Console) -> None:
     metric = result.metric
     names = [name for name in result.candidates[0].metrics if not name.startswith("cv_")]
-    table = _table("candidate", f"{metric} in 5 folds", *(f"test {n}" for n in names), "seconds")
+    table = table_of("candidate", f"{metric} in 5 folds", *(f"test {n}" for n in names), "seconds")
     for one in result.candidates:
         spread = one.metrics[f"cv_{metric}_mean"], one.metrics[f"cv_{metric}_std"]
         table.add_row(
@@ -157,13 +159,13 @@ def training(result: Any, console: Console) -> None:
         )
     table.add_row("baseline", "", *(f"{result.baseline[name]:.4f}" for name in names), "")
     console.print(table)
-    _line(
+    line(
         console,
         f"{result.rows_train:,} rows to learn from, {result.rows_test:,} to be measured on; "
         f"{result.rows_dropped} dropped for missing values, {result.rows_shared} on both sides",
     )
     for version in result.registered:
-        _line(
+        line(
             console,
             f"{version.candidate}: version {version.version}, "
             f"bundle {version.bundle[:SHORT_HASH]}{' *' * (version.candidate == result.winner)}",
@@ -172,7 +174,7 @@ def training(result: Any, console: Console) -> None:
 
 def tuning(result: Any, console: Console) -> None:
     name, metric = result.use_case, result.metric
-    table = _table("trial", "candidate", f"{metric} in 5 folds", "parameters")
+    table = table_of("trial", "candidate", f"{metric} in 5 folds", "parameters")
     for one in (*result.best, *result.declared):
         table.add_row(
             "as declared" if one.trial is None else str(one.trial),
@@ -183,45 +185,45 @@ def tuning(result: Any, console: Console) -> None:
     console.print(table)
     why = {"trials": "", "budget": ", the budget is used up", "interrupt": ", interrupted"}
     counts = ", ".join(f"{count} {state}" for state, count in result.counts.items() if count)
-    _line(
+    line(
         console,
         f"{result.trials} trials ({counts or 'none finished'}) in study {result.study}, "
         f"{result.seconds:.0f} s{why[result.ended]}",
     )
     if result.ended == "interrupt":
-        _line(console, "Go on with the same command; trials are tracked when a search ends")
+        line(console, "Go on with the same command; trials are tracked when a search ends")
     elif result.tracked_in:
-        _line(console, f"Tracked in experiment {name}-tuning at {result.tracked_in}")
+        line(console, f"Tracked in experiment {name}-tuning at {result.tracked_in}")
     if not result.best:
-        _line(console, f"No trial is finished: give it longer, mlops tune {name} --budget 1h")
+        line(console, f"No trial is finished: give it longer, mlops tune {name} --budget 1h")
         return
     declared = max(result.declared, key=lambda one: one.mean, default=None)
     if declared is not None and result.best[0].mean <= declared.mean:
-        _line(console, f"No trial beats {declared.candidate} as it is declared")
+        line(console, f"No trial beats {declared.candidate} as it is declared")
         return
-    _line(console, f"Train the best as a candidate: mlops train {name} --from-study")
+    line(console, f"Train the best as a candidate: mlops train {name} --from-study")
 
 
 def promotion(result: Any, console: Console) -> None:
     version = result.version
     if not result.changed:
-        _line(console, f"{version.use_case}: version {version.version} is champion already")
+        line(console, f"{version.use_case}: version {version.version} is champion already")
         return
-    table = _table("gate", "outcome", "says")
+    table = table_of("gate", "outcome", "says")
     for verdict in result.verdicts:
         table.add_row(verdict.gate, verdict.outcome, verdict.says)
     console.print(table)
     before = "no champion before" if result.previous is None else f"before: {result.previous}"
-    _line(console, f"{version.use_case}: version {version.version} is champion ({before})")
+    line(console, f"{version.use_case}: version {version.version} is champion ({before})")
 
 
 def tracked(
     waiting: Sequence[Any], versions: Sequence[Any], console: Console, *, late: bool
 ) -> None:
     if not waiting:
-        _line(console, "nothing waits to be tracked")
+        line(console, "nothing waits to be tracked")
         return
-    table = _table("use case", "candidate", "since (UTC)", "version", "bundle")
+    table = table_of("use case", "candidate", "since (UTC)", "version", "bundle")
     for one in waiting:
         version = str(one.version) if one.version else ""
         row = one.use_case, one.candidate, one.since_utc[:19], version, one.bundle[:SHORT_HASH]
@@ -230,18 +232,18 @@ def tracked(
     runs = f"{len(waiting)} run{'s' * (len(waiting) != 1)}"
     if late:
         known = ", ".join(f"{v.use_case} version {v.version}" for v in versions) or "none"
-        _line(console, f"{runs} tracked; registered: {known}")
+        line(console, f"{runs} tracked; registered: {known}")
     else:
         plural = "" if len(waiting) != 1 else "s"
-        _line(console, f"{runs} wait{plural} to be tracked: mlops track --pending")
+        line(console, f"{runs} wait{plural} to be tracked: mlops track --pending")
 
 
 def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not result:
-        _line(console, f"{use_case} has no runs yet: train it with: mlops train {use_case}")
+        line(console, f"{use_case} has no runs yet: train it with: mlops train {use_case}")
         return
     metric, folds = result[0]["metric"], len(result[0]["fold_scores"])
-    table = _table(
+    table = table_of(
         "candidate",
         metric,
         "test",
@@ -268,7 +270,7 @@ def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -
             _local_time(one["start_time"] / 1000)[5:16],
         )
     console.print(table)
-    _line(
+    line(
         console,
         f"{metric} is mean ± spread over {folds} folds. Differences are paired, fold by fold, with "
         "Nadeau and Bengio's interval (2003); a tie: it contains 0.",
@@ -277,13 +279,13 @@ def runs(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -
 
 def shown(result: Mapping[str, Any], console: Console) -> None:
     target = result["target"]
-    _line(console, f"{result['title']}: {result['task']} of {target['name']} ({target['unit']})")
-    table = _table("field", "unit", "least", "greatest", "what it is")
+    line(console, f"{result['title']}: {result['task']} of {target['name']} ({target['unit']})")
+    table = table_of("field", "unit", "least", "greatest", "what it is")
     for field in result["fields"]:
         limits = f"{field['low']:g}", f"{field['high']:g}"
         table.add_row(field["name"], field["unit"], *limits, field["description"])
     console.print(table)
-    table = _table("version", "model", "score", "bundle", "sealed", "commit")
+    table = table_of("version", "model", "score", "bundle", "sealed", "commit")
     for one in result["versions"]:
         mark = " champion" if one["version"] == result["champion"] else ""
         scores = one.get("scores", {})
@@ -297,7 +299,7 @@ def shown(result: Mapping[str, Any], console: Console) -> None:
             (one.get("commit") or "")[:8],
         )
     console.print(table)
-    table = _table("decided", "decision", "version", "before", "reason")
+    table = table_of("decided", "decision", "version", "before", "reason")
     for one in result["decisions"]:
         before = "" if one["previous"] is None else str(one["previous"])
         row = one["decided_utc"][:19], one["action"], str(one["version"]), before, one["reason"]
@@ -307,7 +309,7 @@ def shown(result: Mapping[str, Any], console: Console) -> None:
 
 def answers(result: Sequence[Mapping[str, Any]], console: Console) -> None:
     columns = [name for name in result[0] if name != "warnings"]
-    table = _table(*columns, "warnings")
+    table = table_of(*columns, "warnings")
     for one in result:
         table.add_row(*(_value(one[name]) for name in columns), "\n".join(one["warnings"]))
     console.print(table)
@@ -319,12 +321,12 @@ WINDOWS = {"minute": "last minute", "hour": "last hour", "day": "last day", "all
 def metrics(result: Mapping[str, Any], console: Console) -> None:
     for one in result.get("use_cases", {"": result}).values():
         version = f"version {one['model_version']}" if one["model_version"] else "no champion"
-        _line(
+        line(
             console,
             f"{one['use_case']}: {one['total_predictions']:,} predictions, "
             f"{one['failed_requests']:,} failed requests ever; {version} answers",
         )
-        table = _table(
+        table = table_of(
             "window", "version", "requests", "a second", "predictions", "errors", "warned",
             "p50 ms", "p95 ms", "p99 ms", "users", "peak hour (UTC)",
         )  # fmt: skip
@@ -354,9 +356,9 @@ def _traffic(numbers: Mapping[str, Any]) -> list[str]:
 
 def predictions(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not result:
-        _line(console, f"{use_case} has answered nothing yet")
+        line(console, f"{use_case} has answered nothing yet")
         return
-    table = _table("id", "time (UTC)", "prediction", "inputs", "version", "warnings")
+    table = table_of("id", "time (UTC)", "prediction", "inputs", "version", "warnings")
     for one in result:
         table.add_row(
             str(one["id"]),
@@ -371,9 +373,9 @@ def predictions(use_case: str, result: Sequence[Mapping[str, Any]], console: Con
 
 def failures(use_case: str, result: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not result:
-        _line(console, f"{use_case} has refused nothing yet")
+        line(console, f"{use_case} has refused nothing yet")
         return
-    table = _table("time (UTC)", "status", "path", "why")
+    table = table_of("time (UTC)", "status", "path", "why")
     for one in result:
         why = "; ".join(item["msg"] for item in one["detail"])
         table.add_row(one["timestamp"][:19], str(one["status"]), one["path"], why)
@@ -382,22 +384,22 @@ def failures(use_case: str, result: Sequence[Mapping[str, Any]], console: Consol
 
 def service_logs(printed: Mapping[str, Sequence[str]], console: Console) -> None:
     for name, lines in printed.items():
-        _line(console, f"── {name} " + "─" * 40)
-        for line in lines or ["(nothing yet)"]:
-            _line(console, line)
-    _line(console, "Predictions are in: mlops logs housing, mlops logs iris")
+        line(console, f"── {name} " + "─" * 40)
+        for one in lines or ["(nothing yet)"]:
+            line(console, one)
+    line(console, "Predictions are in: mlops logs housing, mlops logs iris")
 
 
 def key_made(result: Mapping[str, Any], console: Console) -> None:
-    _line(console, result["key"])
-    _line(console, "It is shown this once. Send it as Authorization: Bearer, or as X-API-Key.")
+    line(console, result["key"])
+    line(console, "It is shown this once. Send it as Authorization: Bearer, or as X-API-Key.")
 
 
 def keys(result: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not result:
-        _line(console, "no keys: the server is open (make one with: mlops keys add NAME)")
+        line(console, "no keys: the server is open (make one with: mlops keys add NAME)")
         return
-    table = _table("name", "role", "use case", "made (UTC)", "revoked (UTC)")
+    table = table_of("name", "role", "use case", "made (UTC)", "revoked (UTC)")
     for one in result:
         table.add_row(
             one["name"],
@@ -409,14 +411,14 @@ def keys(result: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=position == 0)
     return table
 
 
-def _line(console: Console, text: str) -> None:
+def line(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 

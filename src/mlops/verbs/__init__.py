@@ -1,0 +1,14 @@
+"""Verbs of the command line, a file each theme: what each takes, and what it prints.
+
+A theme is a file with `COMMANDS`, names and functions; adding it here makes them commands of
+`mlops`. Those of the main path stand in `cli.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: dict[str, Callable[..., Any]] = {}
