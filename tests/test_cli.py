@@ -250,7 +250,9 @@ def test_a_keyboard_interrupt_leaves_no_traceback_and_no_bundle(home):
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode in {1, 130}
+    # Python ends by the signal itself, which a shell shows as 130 too, where the interrupt passed
+    # through a text that was being executed: importing a library makes many of those.
+    assert process.returncode in {130, -signal.SIGINT}
     assert "Traceback" not in err
     assert out == ""
     assert {path.name for path in (home / "models" / "bundles").iterdir()} == before

@@ -13,13 +13,13 @@ from benchmarks.reliability.world import Found, World
 WRITERS = 3
 GROUP = 20
 WRITE = textwrap.dedent("""
-    import fcntl, sys
+    import fcntl, sys, time
     from pathlib import Path
     from test_log import one
     from test_log_life import open_log
 
-    if sys.argv[4] == "no-lock":
-        fcntl.flock = lambda *_: None
+    if sys.argv[4] == "no-lock":  # with a moment between looking and writing, which a lock covers
+        fcntl.flock = lambda *_: time.sleep(0.001)
     log = open_log(Path(sys.argv[1]), largest_file=1_000_000)
     for n in range(int(sys.argv[3])):
         log.append([one(f"{sys.argv[2]}-{n}-{item}") for item in range(20)])
