@@ -17,7 +17,7 @@ from conftest import REPOSITORY, environment
 import mlops
 
 SOURCES = REPOSITORY / "src"
-GROUND = {"errors", "records", "settings", "usecase", "database"}
+GROUND = {"clock", "errors", "records", "settings", "usecase", "database"}
 PHASES = {"build", "track", "package", "deploy", "monitor", "improve"}
 ON_TOP = {"cli", "tables", "verbs"}
 HEAVY = {"sklearn", "pandas", "mlflow", "lightgbm", "onnx", "pandera", "scipy", "joblib", "optuna"}

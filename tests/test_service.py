@@ -17,8 +17,9 @@ import pytest
 import tiny
 from conftest import strict_json
 
+from mlops import clock
 from mlops.deploy.groupcommit import INLINE_ROWS
-from mlops.deploy.predictor import Champion, new_ids, utc_now
+from mlops.deploy.predictor import Champion, new_ids
 from mlops.deploy.service import Headers, Reply, Service, reply_of
 from mlops.errors import LogUnavailableError
 from mlops.monitor.log import PredictionLog
@@ -574,8 +575,8 @@ def test_an_id_is_a_version_7_uuid_and_ids_rise_with_time() -> None:
 
 
 def test_a_time_is_utc_and_always_as_long() -> None:
-    assert len(utc_now()) == 32
-    assert utc_now().endswith("+00:00")
+    assert len(clock.stamp()) == 32
+    assert clock.stamp().endswith("+00:00")
 
 
 def test_a_row_unlike_the_training_data_is_warned_of_and_only_that_row() -> None:

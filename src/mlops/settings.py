@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from mlops import clock
 from mlops.errors import UsageError
 
 SHORTEST_KEY = 16
@@ -146,6 +147,11 @@ class Settings(BaseSettings):
         description="The server deletes the oldest rows of a `predictions.db` that holds more;"
         " 0: never",
     )
+    story_clock: Path | None = Field(
+        None,
+        validation_alias="MLOPS_STORY_CLOCK",
+        description="File in which `mlops story` keeps the time; unset: the machine's clock",
+    )
     bundle_signing_key: str = Field(
         "",
         validation_alias="BUNDLE_SIGNING_KEY",
@@ -228,10 +234,13 @@ def read_settings(**overrides: object) -> Settings:
     Raises `UsageError` that names the variable.
     """
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic
+        settings = Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic
     except ValidationError as error:
         first = error.errors()[0]
         name = first["loc"][0] if first["loc"] else "setting"
         raise UsageError(
             f"{name}={first['input']!r} cannot be used: {first['msg']}", "change or unset it"
         ) from None
+    if settings.story_clock:
+        clock.follow(settings.story_clock)
+    return settings

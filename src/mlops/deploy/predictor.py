@@ -7,15 +7,14 @@ for a model that multiplies matrices, the rounding of the last digit).
 
 from __future__ import annotations
 
-import datetime
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
+from mlops import clock
 from mlops.records import Prediction
 from mlops.usecase import UseCase
 
@@ -87,7 +86,7 @@ class Champion:
         output = self._model.run(matrix)
         labels = self.use_case.target.labels
         values = output.prediction.tolist()
-        now = utc_now()
+        now = clock.stamp()
         version, bundle = self.version, self.bundle.hash
         probabilities: Iterator[str | None]
         if output.probabilities is None:
@@ -162,7 +161,7 @@ def new_ids(number: int) -> Iterator[str]:
 
     Ids rise with time, so the log's index on them only ever grows at its end.
     """
-    now = f"{time.time_ns() // 1_000_000:012x}"
+    now = f"{int(1000 * clock.unix()):012x}"
     head = f"{now[:8]}-{now[8:]}-7"
     random = os.urandom(10 * number).hex()
     for start in range(0, 20 * number, 20):
@@ -171,11 +170,6 @@ def new_ids(number: int) -> Iterator[str]:
             f"{head}{random[start + 1 : start + 4]}-{variant}{random[start + 4 : start + 7]}"
             f"-{random[start + 7 : start + 19]}"
         )
-
-
-def utc_now() -> str:
-    """Return the time as ISO 8601 in UTC, always 32 characters."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def _derived(use_case: UseCase) -> tuple[str, ...]:

@@ -16,11 +16,12 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
+from mlops import clock
 from mlops.deploy import problems
 from mlops.deploy.access import API_KEY
 from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
-from mlops.deploy.predictor import Champion, answer, utc_now
+from mlops.deploy.predictor import Champion, answer
 from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
 from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError, OverloadedError
 from mlops.records import Failure, Metrics, Prediction
@@ -219,7 +220,7 @@ class Service:
             respond(reply._replace(logged=False))
             return
         failure = Failure(
-            timestamp=utc_now(),
+            timestamp=clock.stamp(),
             path=path,
             status=status,
             detail=reply.body.decode(),

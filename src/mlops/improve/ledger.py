@@ -7,7 +7,6 @@ if the champion is still X". The registry's alias mirrors that row and is never 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 import apsw
 
+from mlops import clock
 from mlops.database import connect, may_be_written, migrate, transaction
 from mlops.errors import ChampionMovedError, MlopsError, UsageError
 
@@ -166,7 +166,7 @@ class Ledger:
 
         Raises `ChampionMovedError` and changes nothing if another promotion came first.
         """
-        now = utc_now()
+        now = clock.stamp()
         with transaction(self._database):
             champion = self.champion(version.use_case)
             current = champion.version if champion else None
@@ -193,7 +193,7 @@ class Ledger:
     ) -> None:
         """Write down that a gate kept `version` from becoming champion."""
         with transaction(self._database):
-            self._decide(utc_now(), "keep", version, previous, reason, evidence)
+            self._decide(clock.stamp(), "keep", version, previous, reason, evidence)
 
     def decisions(self, use_case: str) -> list[Decision]:
         """Return the decisions about a use case, oldest first."""
@@ -232,8 +232,3 @@ class Ledger:
 def _decision(row: Any) -> Decision:
     *columns, evidence = row
     return Decision(*[*columns, json.loads(evidence)])
-
-
-def utc_now() -> str:
-    """Return the time as ISO 8601 in UTC, always 32 characters."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlops import clock
 from mlops.build import figures
 from mlops.build.data import Split, prepare, split, write_whole
 from mlops.build.diagnosis import Answer, Section, learning_curve, sections
 from mlops.build.page import Facts, page
 from mlops.build.training import Trained
 from mlops.errors import DataError, NotTrainedError
-from mlops.improve.ledger import Ledger, Version, utc_now
+from mlops.improve.ledger import Ledger, Version
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import kept_runs, standings
 from mlops.package.bundle import Bundle, open_bundle
@@ -140,7 +141,7 @@ def report(
             baseline=bundle.metrics["baseline"],
             rows_train=bundle.training["rows_train"],
             rows_test=bundle.training["rows_test"],
-            written_utc=utc_now(),
+            written_utc=clock.stamp(),
             provenance=_provenance(chosen, bundle),
             parameters=bundle.training["parameters"],
         ),

@@ -23,6 +23,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import mlops
+from mlops import clock
 from mlops.deploy.access import Access, parse_rate
 from mlops.deploy.app import App, build_app
 from mlops.deploy.keys import KeyStore
@@ -305,5 +306,5 @@ async def _keep_pruning(logs: Sequence[PredictionLog], settings: Settings) -> No
 
 def days_ago(days: float) -> str:
     """Return the moment that many days ago, as the log writes it."""
-    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+    moment = clock.utc() - datetime.timedelta(days=days)
     return moment.isoformat(timespec="microseconds")

@@ -28,9 +28,10 @@ from typing import Any
 
 import joblib
 
+from mlops import clock
 from mlops.build.data import write_whole
 from mlops.errors import TrackingError
-from mlops.improve.ledger import UNTRACKED, Ledger, Version, utc_now
+from mlops.improve.ledger import UNTRACKED, Ledger, Version
 from mlops.loop.report import Report, Silent
 from mlops.settings import Settings, read_settings
 from mlops.track.registry import holds, mirror_champion, register
@@ -85,7 +86,7 @@ class Recorder:
             "mlflow.user": user(),
             "mlflow.source.git.commit": commit(self._settings.home),
         }
-        note = Pending(attempt, stated["experiment"], stated["candidate"], utc_now())
+        note = Pending(attempt, stated["experiment"], stated["candidate"], clock.stamp())
         _keep(self._settings, note, {**stated, "tags": tags, "started_ms": started_ms})
         return Run(UNTRACKED + attempt, "", started_ms)
 
@@ -104,7 +105,7 @@ class Recorder:
             versions = ledger.versions(use_case.name)
             same = [version for version in versions if version.bundle == bundle]
             version = Version(
-                use_case.name, _next(versions), bundle, candidate, run.run_id, utc_now()
+                use_case.name, _next(versions), bundle, candidate, run.run_id, clock.stamp()
             )
             version = same[-1] if same else version
             ledger.register(version)
@@ -123,7 +124,7 @@ class Recorder:
             ):
                 return version
         number = register(tracking, use_case.model_name, run, bundle, above=_next(versions) - 1)
-        version = Version(use_case.name, number, bundle, candidate, run.run_id, utc_now())
+        version = Version(use_case.name, number, bundle, candidate, run.run_id, clock.stamp())
         ledger.register(version)
         return version
 
@@ -134,7 +135,7 @@ class Recorder:
         else:  # the store went away after the run was tracked
             folder = _folder(self._settings) / run.run_id
             note = Pending(
-                run.run_id, use_case.name, candidate, utc_now(), run.run_id, run.model_uri
+                run.run_id, use_case.name, candidate, clock.stamp(), run.run_id, run.model_uri
             )
         note = dataclasses.replace(note, bundle=version.bundle, version=version.version)
         if folder.exists():

@@ -14,11 +14,12 @@ from typing import Any
 import joblib
 import numpy as np
 
+from mlops import clock
 from mlops.build.data import Split, Table, keep, prepare, split, write_whole
 from mlops.build.profile import golden_rows, reference_profile, training_order, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
-from mlops.improve.ledger import Ledger, Version, utc_now
+from mlops.improve.ledger import Ledger, Version
 from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
@@ -328,7 +329,7 @@ def _seal(
         },
         pipeline=pickled.getvalue(),
         provenance={
-            "sealed_utc": utc_now(),
+            "sealed_utc": clock.stamp(),
             "commit": commit(settings.home),
             "user": user(),
             "seconds": one.seconds,

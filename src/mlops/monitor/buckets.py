@@ -7,7 +7,6 @@ process that is killed may take the last second of them with it, but never a cou
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import apsw
 import numpy as np
 
+from mlops import clock
 from mlops.monitor import counts
 from mlops.records import Failure, Submission, Timing
 
@@ -105,7 +105,7 @@ WHERE client IS NOT NULL GROUP BY 1, 2
 def migrate(connection: apsw.Connection, table: str) -> None:
     """Make the tables and count what was logged before, once; drop the totals of old."""
     connection.execute(SCHEMA)
-    now = {"now": int(time.time())}
+    now = {"now": int(clock.unix())}
     for statement in COUNT_HISTORY:
         sql = statement.format(width=WIDTH_OF, table=table)
         connection.execute(sql, now if ":now" in sql else ())
@@ -219,7 +219,7 @@ class Counter:
 
         `resent` holds the model version of each submission answered with an earlier one's rows.
         """
-        now = int(time.time())
+        now = int(clock.unix())
         counted: dict[tuple[str, int, int], list[int]] = {}
         clients: set[tuple[int, str]] = set()
         self._count_answers(submissions, first_id, counted, clients)

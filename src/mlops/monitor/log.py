@@ -17,7 +17,6 @@ why, and the first `append` or `probe` that succeeds clears it; nothing needs to
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import itertools
 import os
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from mlops import clock
 from mlops.database import (
     BUSY_TIMEOUT_MS,
     CHECKPOINT_PAGES,
@@ -224,7 +224,7 @@ class PredictionLog:
         After a failure it asks for the room of many rows: that the disk has a last free block
         would not mean that requests can be answered again.
         """
-        now = datetime.datetime.now(datetime.UTC).isoformat()
+        now = clock.stamp()
         room = 64 * 1024 if self.failed else 0
         with self._lock:
             with self._writing() as connection:

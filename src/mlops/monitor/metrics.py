@@ -7,7 +7,6 @@ takes depends on how many buckets are kept (`counts.MERGES`), not on how much wa
 from __future__ import annotations
 
 import datetime
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import apsw
 import numpy as np
 
+from mlops import clock
 from mlops.monitor import counts
 from mlops.monitor.buckets import ALL_VERSIONS
 from mlops.records import Metrics, Series, Totals
@@ -50,7 +50,7 @@ def read(connection: apsw.Connection, now: float | None = None) -> Metrics:
 
     The connection should be in a transaction, so that all of it is of one state.
     """
-    now = int(time.time() if now is None else now)
+    now = int(clock.unix() if now is None else now)
     durations = [
         _Duration(*row)
         for row in connection.execute(

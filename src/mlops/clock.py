@@ -1,0 +1,58 @@
+"""The clock by which everything is stamped, counted and due.
+
+It is the machine's, unless `follow` names a file in which somebody else keeps the time: `mlops
+story` lets months pass in a minute, over several processes, that way. How long things take is
+measured by `time.perf_counter` and `time.monotonic` all the same.
+"""
+
+from __future__ import annotations
+
+import datetime
+import mmap
+import struct
+import time
+from pathlib import Path
+
+from mlops.errors import UsageError
+
+SECONDS = struct.Struct("<d")
+
+_kept: mmap.mmap | None = None
+
+
+def unix() -> float:
+    """Return the time as unix seconds."""
+    found: float = time.time() if _kept is None else SECONDS.unpack_from(_kept)[0]
+    return found
+
+
+def utc() -> datetime.datetime:
+    """Return the time in UTC."""
+    return datetime.datetime.fromtimestamp(unix(), datetime.UTC)
+
+
+def stamp() -> str:
+    """Return the time as ISO 8601 in UTC, always 32 characters."""
+    return utc().isoformat(timespec="microseconds")
+
+
+def follow(path: Path) -> None:
+    """Take the time from a file from now on, which holds unix seconds as 8 bytes (`set_to`).
+
+    Raises `UsageError` if there is no such file.
+    """
+    global _kept  # noqa: PLW0603  a process has one clock
+    try:
+        with path.open("rb") as file:
+            _kept = mmap.mmap(file.fileno(), SECONDS.size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"MLOPS_STORY_CLOCK names {path}, which holds no time: {error}",
+            "unset it: it is for mlops story alone",
+        ) from None
+
+
+def set_to(path: Path, seconds: float) -> None:
+    """Set the clock that lies in a file, made if need be: all who follow it see it at once."""
+    with path.open("r+b" if path.exists() else "w+b", buffering=0) as file:
+        file.write(SECONDS.pack(seconds))
