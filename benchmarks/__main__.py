@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import exactness, growth, serving, whole_loop
+from benchmarks import exactness, explain, growth, serving, whole_loop
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
         home = Path(folder)
         whole_loop.run(home)
         exactness.run(home)
+        explain.run(home)
     with tempfile.TemporaryDirectory() as folder:
         serving.run(Path(folder))
 

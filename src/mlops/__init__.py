@@ -33,6 +33,8 @@ _VERBS = {
     "tune": "mlops.loop.tune",
     "promote": "mlops.loop.promote",
     "predict": "mlops.loop.predict",
+    "explain": "mlops.loop.explain",
+    "card": "mlops.loop.explain",
     "logs": "mlops.loop.logs",
     "metrics": "mlops.loop.metrics",
     "lineage": "mlops.loop.lineage",

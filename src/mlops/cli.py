@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 import sys
 from pathlib import Path
@@ -16,7 +15,15 @@ from mlops import tables
 from mlops.errors import MlopsError, UsageError
 from mlops.settings import Settings, read_settings
 from mlops.verbs import COMMANDS
-from mlops.verbs.console import AsJson, UseCaseName, out, print_result, progress
+from mlops.verbs.console import (
+    AsJson,
+    UseCaseName,
+    out,
+    parse_number,
+    parse_row,
+    print_result,
+    progress,
+)
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -423,7 +430,7 @@ def predict(
         raise UsageError(
             "give either one row or a file", f"see: mlops predict --help, or mlops show {use_case}"
         )
-    rows = _read_rows(table) if table else [_parse_row(fields or [])]
+    rows = _read_rows(table) if table else [parse_row(fields or [])]
     answers = run(use_case, rows, number=version)
     result = answers if table else answers[0]
     print_result(result, as_json, lambda: tables.answers(answers, out))
@@ -607,16 +614,6 @@ def _service_logs(settings: Settings, last: int, as_json: bool) -> None:
     print_result(printed, as_json, lambda: tables.service_logs(printed, out))
 
 
-def _parse_row(fields: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for field in fields:
-        name, equals, value = field.partition("=")
-        if not equals:
-            raise UsageError(f"{field!r} is not FIELD=VALUE", "write, say, latitude=37.8")
-        row[name] = _number(value)
-    return row
-
-
 def _read_rows(path: Path) -> list[Any]:
     if not path.is_file():
         raise UsageError(f"{path} is not a file", "name a CSV file with the fields as columns")
@@ -631,17 +628,7 @@ def _read_rows(path: Path) -> list[Any]:
                 f"{path}: row {number} has more cells than there are columns",
                 "write numbers with a point, and one a column",
             )
-    return [{name: _number(value) for name, value in row.items()} for row in table]
-
-
-def _number(text: str | None) -> float | str | None:
-    """Return the number that a text stands for, or the text for the schema to refuse."""
-    try:
-        number = float(text) if text is not None else None
-    except ValueError:
-        return text
-    # JSON knows no NaN or infinity: they would reach the schema as nothing at all.
-    return number if number is None or math.isfinite(number) else text
+    return [{name: parse_number(value) for name, value in row.items()} for row in table]
 
 
 def _complain(line: str) -> None:

@@ -50,6 +50,12 @@ class BundleError(MlopsError):
     status = 503
 
 
+class NotExplainedError(MlopsError):
+    """The bundle that made an answer holds nothing that could explain it, or is gone."""
+
+    status = 409
+
+
 class ParityError(MlopsError):
     """The exported graph and the fitted pipeline disagree. Nothing was sealed."""
 

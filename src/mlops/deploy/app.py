@@ -17,7 +17,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -32,14 +32,20 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
-from mlops.deploy import exposition, problems
+from mlops.deploy import explained, exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
 from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
 from mlops.deploy.limits import SECURITY_HEADERS, Limits
-from mlops.deploy.schemas import ErrorAnswer, PredictionAnswer, answer_model, batch_answer_model
+from mlops.deploy.schemas import (
+    ErrorAnswer,
+    PredictionAnswer,
+    answer_model,
+    batch_answer_model,
+    explained_model,
+)
 from mlops.deploy.service import Headers, Reply, Respond, Service, reply_of
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, NotExplainedError
 
 GUARD: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "An API key is needed, and none that is known came"},
@@ -50,6 +56,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorAnswer, "description": "The body is larger than LARGEST_BODY"},
     422: {"model": ErrorAnswer, "description": "Named by field, value and limit"},
     503: {"model": ErrorAnswer, "description": "No model yet, or no log: try again later"},
+}
+NOT_EXPLAINED: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorAnswer, "description": "The version that answers cannot be explained"},
 }
 HEADERS = [
     {
@@ -160,7 +169,7 @@ class App(FastAPI):
 
     def _speaks_for(self, path: str) -> str | None:
         """Return the use case that a route is about; None if it is about several."""
-        if len(self.use_cases) == 1:
+        if len(self.use_cases) == 1 or path == "/explain":  # root's is the first one's
             return self.use_cases[0]
         parts = path.removeprefix("/v2/models").split("/", 2)
         return parts[1] if len(parts) > 1 and parts[1] in self.use_cases else None
@@ -173,11 +182,14 @@ class HotRoute:
     short way, and for FastAPI's.
     """
 
-    def __init__(self, app: App, path: str, service: Service, handler: Handler) -> None:
+    def __init__(
+        self, app: App, path: str, service: Service, handler: Handler, *, explains: bool = False
+    ) -> None:
         self.app = app
         self.path = path
         self.service = service
         self.handler = handler
+        self.explains = explains
 
     def admit(self, scope: Scope) -> tuple[str, Reply | None]:
         """Return who asks, by what is counted, and the answer if they are refused: see `Access`."""
@@ -211,15 +223,20 @@ class HotRoute:
 
         return responded
 
-    def reply(self, body: bytes, headers: Headers) -> asyncio.Future[Reply]:
-        return reply_of(functools.partial(self.begin, body, headers))
+    async def reply(self, body: bytes, headers: Headers, query: bytes = b"") -> Reply:
+        def predicted() -> asyncio.Future[Reply]:
+            return reply_of(functools.partial(self.begin, body, headers))
+
+        if self.explains and b"explain" in query:
+            return await explained.predict(self.service, body, query, predicted)
+        return await predicted()
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return how many rows it asked for, as far as that came out."""
         body = await _body(receive, self.app.limits.body)
         if body is None:
             return 0  # the client went away before it had finished asking
-        reply = await self.reply(body, scope["headers"])
+        reply = await self.reply(body, scope["headers"], scope["query_string"])
         await _send(send, reply)
         return reply.rows
 
@@ -271,16 +288,29 @@ def _add_routes(
     speaks_for = tuple(everyone) or (service,)
     use_case = service.use_case
     answers = answer_model(use_case)
+    examples = {
+        name: {"summary": name, "value": value} for name, value in use_case.examples.items()
+    }
     _add_hot_route(
         app,
         router,
-        HotRoute(app, f"{prefix}/predict", service, service.predict),
+        HotRoute(app, f"{prefix}/predict", service, service.predict, explains=True),
         summary=f"{use_case.title}: predict for one request",
         body=service.request_model,
         answer=answers,
-        examples={
-            name: {"summary": name, "value": value} for name, value in use_case.examples.items()
-        },
+        examples=examples,
+        parameters=[*HEADERS, explained.PARAMETER],
+        refusals={**REFUSALS, **NOT_EXPLAINED},
+    )
+    _add_post(
+        router,
+        "/explain",
+        lambda request, body: explained.explain(service, body),
+        summary=f"{use_case.title}: which field adds how much to the answer; nothing is recorded",
+        body=service.request_model,
+        answer=explained_model(use_case),
+        examples=examples,
+        refusals={**REFUSALS, **NOT_EXPLAINED},
     )
     _add_hot_route(
         app,
@@ -323,11 +353,15 @@ def _add_routes(
         of_one = exposition.as_json(scrapes[0]) if len(scrapes) == 1 else None
         return JSONResponse(of_one or exposition.together(scrapes), headers=VARY)
 
-    def prediction(prediction_id: str) -> dict[str, Any]:
-        """Return a logged prediction, and the chain from its version to the data it learnt from."""
+    def prediction(prediction_id: str, explain: bool = False) -> dict[str, Any]:
+        """Return a logged prediction, and the chain from its version to the data it learnt from.
+
+        `explain=true` adds why that version answered so.
+        """
         for one in speaks_for:
             if found := one.prediction(prediction_id):
-                return found
+                more = {"explanation": one.explain_logged(prediction_id)} if explain else {}
+                return {**found, **more}
         raise HTTPException(404, "no prediction with this id is in the log")
 
     router.add_api_route(
@@ -336,8 +370,10 @@ def _add_routes(
         methods=["GET"],
         summary="A prediction and its lineage",
         response_model=PredictionAnswer,
+        response_model_exclude_unset=True,
         responses={
             404: {"model": ErrorAnswer, "description": "No such prediction is in the log"},
+            **NOT_EXPLAINED,
             422: {"model": ErrorAnswer, "description": "Not an id"},
             503: {"model": ErrorAnswer, "description": "The log cannot be read"},
         },
@@ -377,17 +413,38 @@ def _add_hot_route(
     router: APIRouter,
     hot: HotRoute,
     *,
+    parameters: Sequence[dict[str, Any]] = HEADERS,
+    **documented: Any,
+) -> None:
+    """Document a route with FastAPI and let both ways to it end in the same handler."""
+    _add_post(
+        router,
+        hot.path.removeprefix(router.prefix),
+        lambda request, body: hot.reply(body, request.headers.raw, request.scope["query_string"]),
+        parameters=parameters,
+        **documented,
+    )
+    app.hot[hot.path] = hot
+
+
+def _add_post(
+    router: APIRouter,
+    path: str,
+    answered: Callable[[Request, bytes], Awaitable[Reply]],
+    *,
     summary: str,
     body: type[BaseModel],
     answer: type[BaseModel],
     examples: dict[str, Any],
+    parameters: Sequence[dict[str, Any]] = (),
+    refusals: dict[int | str, dict[str, Any]] = REFUSALS,
 ) -> None:
-    """Document a route with FastAPI and let both ways to it end in the same handler."""
+    """Add a route that FastAPI documents, and whose body its own handler validates."""
 
     class Documented(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Any]:
             async def handle(request: Request) -> Response:
-                reply = await hot.reply(await request.body(), request.headers.raw)
+                reply = await answered(request, await request.body())
                 response = Response(reply.body, reply.status)
                 response.raw_headers = headers_of(reply)
                 return response
@@ -401,17 +458,16 @@ def _add_hot_route(
     endpoint.__defaults__ = (Body(openapi_examples=examples),)
     documented = APIRouter(route_class=Documented)
     documented.add_api_route(
-        hot.path.removeprefix(router.prefix),
+        path,
         endpoint,
         methods=["POST"],
         summary=summary,
         response_model=answer,
-        responses=REFUSALS,
-        openapi_extra={"parameters": HEADERS},
-        operation_id=hot.path.strip("/").replace("/", "_"),
+        responses=refusals,
+        openapi_extra={"parameters": list(parameters)},
+        operation_id=(router.prefix + path).strip("/").replace("/", "_"),
     )
     router.include_router(documented)
-    app.hot[hot.path] = hot
 
 
 def _health(services: Sequence[Service]) -> dict[str, Any]:
@@ -479,6 +535,9 @@ def _add_error_handlers(app: App) -> None:
         headers = {"retry-after": problems.RETRY_AFTER_SECONDS}
         return JSONResponse({"detail": detail}, 503, headers)
 
+    async def not_explained(_: Request, error: NotExplainedError) -> JSONResponse:
+        return JSONResponse({"detail": problems.from_error(error)}, error.status)
+
     async def internal_error(request: Request, _: Exception) -> Response:
         body = problems.for_path(_path(request), problems.internal_error())
         return Response(body, 500, media_type="application/json")
@@ -489,6 +548,7 @@ def _add_error_handlers(app: App) -> None:
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid_request)  # type: ignore[arg-type]
     app.add_exception_handler(MlopsError, unavailable)  # type: ignore[arg-type]
+    app.add_exception_handler(NotExplainedError, not_explained)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, internal_error)
 
 

@@ -37,6 +37,27 @@ class Model(Protocol):
     def run(self, rows: np.ndarray) -> Output: ...
 
 
+class Explained(Protocol):
+    """Contributions to the answers to n rows: see `package.explainer.Explained`."""
+
+    @property
+    def output(self) -> Output: ...
+    @property
+    def value(self) -> np.ndarray: ...
+    @property
+    def base(self) -> np.ndarray: ...
+    @property
+    def contributions(self) -> np.ndarray: ...
+    @property
+    def derived(self) -> np.ndarray | None: ...
+
+
+class Explainer(Protocol):
+    method: str
+
+    def explain(self, rows: np.ndarray) -> Explained: ...
+
+
 class OpenBundle(Protocol):
     """What serving needs of an opened bundle."""
 
@@ -48,6 +69,12 @@ class OpenBundle(Protocol):
     def signature(self) -> dict[str, Any]: ...
     @property
     def golden(self) -> dict[str, Any]: ...
+    @property
+    def reference(self) -> dict[str, Any]: ...
+    @property
+    def explanation(self) -> dict[str, Any]: ...
+    @property
+    def explainer(self) -> Explainer | None: ...
 
 
 class Champion:

@@ -49,21 +49,37 @@ def batch_model(use_case: UseCase, one: type[BaseModel]) -> type[BaseModel]:
 
 def answer_model(use_case: UseCase) -> type[BaseModel]:
     """Return the model of one answer."""
-    target = use_case.target
-    fields: dict[str, Any] = {}
-    if target.labels:
-        fields[target.name] = (int, Field(description=f"Number of the {target.unit}"))
-        fields["predicted_label"] = (str, Field(description=f"Name of the {target.unit}"))
+    fields = _answered(use_case)
+    if use_case.target.labels:
         fields["probabilities"] = (dict[str, float], Field(description="Of each label; sum to 1"))
-    else:
-        fields[target.name] = (float, Field(description=f"In {target.unit}"))
     fields["prediction_id"] = (str, Field(description="Names this prediction in the log"))
     fields["model_version"] = (int, Field(description="Registered version that answered"))
     fields["warnings"] = (
         list[str],
         Field(description="What in this request is unlike anything training saw"),
     )
+    fields["explanation"] = (
+        Explanation | None,
+        Field(default=None, description="With `explain=true`: why this is the answer"),
+    )
     return create_model(f"{_camel(use_case.name)}Answer", **fields)
+
+
+def explained_model(use_case: UseCase) -> type[BaseModel]:
+    """Return the model of what `/explain` answers."""
+    fields = _answered(use_case)
+    return create_model(f"{_camel(use_case.name)}Explained", __base__=Explanation, **fields)
+
+
+def _answered(use_case: UseCase) -> dict[str, Any]:
+    target = use_case.target
+    fields: dict[str, Any] = {}
+    if target.labels:
+        fields[target.name] = (int, Field(description=f"Number of the {target.unit}"))
+        fields["predicted_label"] = (str, Field(description=f"Name of the {target.unit}"))
+    else:
+        fields[target.name] = (float, Field(description=f"In {target.unit}"))
+    return fields
 
 
 def batch_answer_model(use_case: UseCase, one: type[BaseModel]) -> type[BaseModel]:
@@ -82,6 +98,35 @@ def _field(feature: Feature) -> Any:
 
 def _camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
+
+
+class ClassExplanation(BaseModel):
+    """One class's probability, shared among the fields."""
+
+    prediction: float = Field(description="The probability that was answered")
+    base_value: float
+    contributions: dict[str, float]
+
+
+class Explanation(BaseModel):
+    """Base value plus contributions is the prediction, to 1e-6."""
+
+    explains: str = Field(description="What `prediction` is")
+    unit: str
+    prediction: float = Field(description="The answer; of a class, its probability")
+    base_value: float = Field(description="The mean answer, before anything is known of the row")
+    contributions: dict[str, float] = Field(description="What each field adds, in `unit`")
+    derived: dict[str, float] = Field(
+        description="What derived inputs add; in `contributions`, split equally between the fields "
+        "that each is computed from"
+    )
+    classes: dict[str, ClassExplanation] | None = Field(
+        default=None, description="Of a classification: the same for each class"
+    )
+    text: str = Field(description="The same in words")
+    method: str = Field(description="tree_paths, linear or coalitions")
+    model_version: int
+    bundle: str
 
 
 class LineageAnswer(BaseModel):
@@ -111,6 +156,9 @@ class PredictionAnswer(BaseModel):
     model_version: int
     bundle: str
     lineage: LineageAnswer
+    explanation: Explanation | None = Field(
+        default=None, description="With `explain=true`: why this was the answer"
+    )
 
 
 class ErrorItem(BaseModel):

@@ -19,11 +19,18 @@ from pydantic_core import PydanticCustomError
 from mlops import clock
 from mlops.deploy import problems
 from mlops.deploy.access import API_KEY
+from mlops.deploy.explanation import answered, explain
 from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
-from mlops.deploy.predictor import Champion, answer
+from mlops.deploy.predictor import Champion, OpenBundle, answer
 from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
-from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError, OverloadedError
+from mlops.errors import (
+    LogUnavailableError,
+    MlopsError,
+    NotExplainedError,
+    NotTrainedError,
+    OverloadedError,
+)
 from mlops.records import Failure, Metrics, Prediction
 from mlops.usecase import UseCase
 
@@ -81,6 +88,7 @@ class Service:
         self.request_model = request_model(use_case)
         self.batch_model = batch_model(use_case, self.request_model)
         self.trace: Callable[[Prediction], dict[str, Any]] | None = None
+        self.open: Callable[[str], OpenBundle] | None = None
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
@@ -201,6 +209,45 @@ class Service:
         row = self._log.find(prediction_id) if self._log else None
         return self.trace(row) if row is not None and self.trace else None
 
+    def explain(self, body: bytes) -> dict[str, Any]:
+        """Return what `POST /explain` answers; nothing is recorded. Raises what is wrong."""
+        if self.champion is None:
+            raise NotTrainedError("no model answers yet")
+        return self.explained_by(self.champion, body)
+
+    def explained_by(self, champion: Champion, body: bytes) -> dict[str, Any]:
+        (instance,), _ = self._one(body)
+        row = self._in_field_order(instance.__dict__)
+        explanation = explain(self.use_case, champion.version, champion.bundle, row)
+        return {**answered(self.use_case, explanation), **explanation}
+
+    def explain_logged(self, prediction_id: str) -> dict[str, Any]:
+        """Explain a logged prediction by the bundle of the version that made it."""
+        row = self._log.find(prediction_id) if self._log else None
+        if row is None:
+            raise LogUnavailableError("the prediction is not in the log any more")
+        champion = self.champion
+        if champion is not None and champion.bundle.hash == row.bundle:
+            bundle = champion.bundle
+        elif self.open:
+            bundle = self.open(row.bundle)
+        else:
+            raise NotExplainedError(f"the bundle of version {row.model_version} is not here")
+        fields = self._in_field_order(orjson.loads(row.inputs))
+        return explain(self.use_case, row.model_version, bundle, fields)
+
+    def problem_of(self, error: BaseException, body: bytes) -> tuple[int, list[dict[str, Any]]]:
+        """Return status and detail of an answer that tells a client what is wrong."""
+        if isinstance(error, ValidationError):
+            return 422, problems.invalid(error, self.use_case, body)
+        if isinstance(error, NotTrainedError):
+            return 503, problems.problem("not_ready", self.not_ready() or self.trouble)
+        if isinstance(error, LogUnavailableError):
+            return 503, problems.problem("log_unavailable", NO_LOG)
+        if isinstance(error, MlopsError):
+            return error.status, problems.from_error(error)
+        return 500, problems.internal_error()
+
     def refuse(
         self,
         status: int,
@@ -269,21 +316,13 @@ class Service:
     def _fail(
         self, error: BaseException, body: bytes, headers: Headers, path: str, respond: Respond
     ) -> None:
-        if isinstance(error, OverloadedError):
-            respond(Reply(503, problems.as_json(problems.from_error(error)), logged=False))
-        elif isinstance(error, LogUnavailableError):
-            detail = problems.problem("log_unavailable", NO_LOG)
-            version = self.champion.version if self.champion else 0
-            respond(Reply(503, problems.as_json(detail), model_version=version, logged=False))
-        elif isinstance(error, ValidationError):
-            detail = problems.invalid(error, self.use_case, body)
-            self.refuse(422, detail, body, headers, path, respond)
-        elif isinstance(error, NotTrainedError):
-            detail = problems.problem("not_ready", self.not_ready() or self.trouble)
-            self.refuse(503, detail, body, headers, path, respond)
-        elif isinstance(error, MlopsError):
-            detail = problems.from_error(error)
-            self.refuse(error.status, detail, body, headers, path, respond)
+        if isinstance(error, LogUnavailableError | OverloadedError):
+            status, detail = self.problem_of(error, body)
+            known = self.champion if isinstance(error, LogUnavailableError) else None
+            version = known.version if known else 0
+            respond(Reply(status, problems.as_json(detail), model_version=version, logged=False))
+        elif isinstance(error, ValidationError | MlopsError):
+            self.refuse(*self.problem_of(error, body), body, headers, path, respond)
         else:
             # The server's own log gets the traceback; the client does not.
             log.error("a defect met POST %s", path, exc_info=error)

@@ -30,10 +30,10 @@ from mlops.deploy.keys import KeyStore
 from mlops.deploy.limits import Limits
 from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
-from mlops.errors import BundleError, GateError, MlopsError, UsageError
+from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.monitor.log import PredictionLog
-from mlops.package.bundle import GOLDEN_TOLERANCE, open_bundle
+from mlops.package.bundle import GOLDEN_TOLERANCE, Bundle, open_bundle
 from mlops.records import Prediction
 from mlops.settings import Settings, read_settings
 from mlops.usecase import UseCase
@@ -44,6 +44,8 @@ SECONDS_BETWEEN_TRIES = 2.0
 SECONDS_BETWEEN_PRUNINGS = 60.0
 SECONDS_BETWEEN_STEPS = 0.05
 MEGABYTE = 1_000_000
+KEPT_OPEN = 4
+"""Bundles of former champions, opened to explain what they answered."""
 
 log = logging.getLogger("uvicorn.error")
 
@@ -97,6 +99,9 @@ async def _running(
                     secret=keys.secret(),
                 )
                 service.trace = functools.partial(_traced, service.use_case, settings)
+                service.open = functools.lru_cache(KEPT_OPEN)(
+                    functools.partial(open_for_explaining, settings)
+                )
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
@@ -174,6 +179,16 @@ def _traced(use_case: UseCase, settings: Settings, row: Prediction) -> dict[str,
 
     chain = trace(use_case, row.model_version, row.bundle, settings)
     return {"use_case": use_case.name, **shown(row), "lineage": dataclasses.asdict(chain)}
+
+
+def open_for_explaining(settings: Settings, bundle: str) -> Bundle:
+    """Open the bundle of a logged prediction. Raises `NotExplainedError` if it is gone."""
+    try:
+        return open_bundle(settings.bundles / bundle, key=settings.signing_key)
+    except BundleError as error:
+        raise NotExplainedError(
+            f"the bundle {bundle[:12]} that made this prediction cannot be opened: {error.message}"
+        ) from None
 
 
 def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Champion:

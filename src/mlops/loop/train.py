@@ -25,6 +25,8 @@ from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
 from mlops.loop.track import Recorder
 from mlops.package.bundle import golden_answers, open_bundle, seal
+from mlops.package.card import model_card
+from mlops.package.explanation import explanation_document
 from mlops.package.export import to_onnx
 from mlops.package.model import OnnxModel
 from mlops.package.parity import Parity, check_parity
@@ -302,40 +304,46 @@ def _seal(
     values = np.hstack([rows, output.inputs])
     pickled = io.BytesIO()
     joblib.dump(one.pipeline, pickled)
+    documents = {
+        "signature": {
+            **_signature(use_case, training_ranges(names, values)),
+            "training_order": training_order(
+                use_case.fields, [feature.unit for feature in use_case.features], rows
+            ),
+        },
+        "reference": reference_profile(
+            {
+                **dict(zip(names, values.T, strict=True)),
+                "prediction": output.prediction,
+            }
+        ),
+        "golden": {"fields": golden.tolist(), **golden_answers(model.run(golden))},
+        "metrics": {
+            "deciding": use_case.metric,
+            "scores": one.metrics,
+            "fold_scores": list(one.fold_scores),
+            "baseline": scores_to_beat,
+        },
+        "training": _training(use_case, table, parts, one, parity),
+        "explanation": explanation_document(
+            one.pipeline, model, rows, parts.X_test.to_numpy(dtype=float)
+        ),
+    }
+    provenance = {
+        "sealed_utc": clock.stamp(),
+        "commit": commit(settings.home),
+        "user": user(),
+        "seconds": one.seconds,
+        "data_origin": table.origin,
+        **origin,
+    }
     return seal(
         settings.bundles,
         model=graph,
-        documents={
-            "signature": {
-                **_signature(use_case, training_ranges(names, values)),
-                "training_order": training_order(
-                    use_case.fields, [feature.unit for feature in use_case.features], rows
-                ),
-            },
-            "reference": reference_profile(
-                {
-                    **dict(zip(names, values.T, strict=True)),
-                    "prediction": output.prediction,
-                }
-            ),
-            "golden": {"fields": golden.tolist(), **golden_answers(model.run(golden))},
-            "metrics": {
-                "deciding": use_case.metric,
-                "scores": one.metrics,
-                "fold_scores": list(one.fold_scores),
-                "baseline": scores_to_beat,
-            },
-            "training": _training(use_case, table, parts, one, parity),
-        },
+        documents=documents,
         pipeline=pickled.getvalue(),
-        provenance={
-            "sealed_utc": clock.stamp(),
-            "commit": commit(settings.home),
-            "user": user(),
-            "seconds": one.seconds,
-            "data_origin": table.origin,
-            **origin,
-        },
+        provenance=provenance,
+        card=model_card(use_case, documents, provenance),
         key=settings.signing_key,
     )
 

@@ -8,9 +8,11 @@
       golden.json       50 rows that touch every edge, and their answers
       metrics.json      scores in cross-validation and on the test rows, beside the baseline's
       training.json     data fingerprint, candidate, parameters, seed, library versions
+      explanation.json  what explains its answers, and global importance; older bundles have none
       provenance.json   time, commit and user: true of this sealing, so outside the hash
       manifest.sig      HMAC-SHA256 of manifest.json, if a signing key was given; outside the hash
       pipeline.joblib   the fitted scikit-learn pipeline, for people; its digest is in provenance
+      model_card.md     the model card, for people; its digest is in provenance too
 
 A bundle is written under another name, synced and then renamed: it is whole or it is not there.
 It is verified before anything in it is parsed, and every file is parsed from the very bytes that
@@ -40,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from mlops.errors import BundleError
+from mlops.package.explainer import Explainer, explainer_of
 from mlops.package.model import OnnxModel, Output
 
 FORMAT = 1
@@ -49,6 +52,8 @@ SIGNATURE = "manifest.sig"
 PROVENANCE = "provenance.json"
 PIPELINE = "pipeline.joblib"
 DOCUMENTS = ("signature.json", "reference.json", "golden.json", "metrics.json", "training.json")
+EXPLANATION = "explanation.json"
+CARD = "model_card.md"
 UNFINISHED = ".unfinished-"
 LARGEST_NOTE = 1 << 20
 """Bytes of manifest and provenance, whose sizes are stated nowhere."""
@@ -68,6 +73,9 @@ class Bundle:
     metrics: dict[str, Any]
     training: dict[str, Any]
     provenance: dict[str, Any]
+    explanation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Empty in a bundle that was sealed before there were explanations."""
+    explainer: Explainer | None = None
 
 
 def seal(
@@ -77,17 +85,21 @@ def seal(
     documents: Mapping[str, Any],
     pipeline: bytes,
     provenance: Mapping[str, Any],
+    card: str = "",
     key: bytes | None = None,
 ) -> str:
     """Write a bundle into `folder`, signed with `key` if there is one, and return its hash.
 
     `documents` has one JSON value for each of `signature`, `reference`, `golden`, `metrics` and
-    `training`. A bundle with the same content is kept if it is sound, and replaced if it is not.
-    Raises `OSError` when it cannot be written; nothing half-written stays.
+    `training`, and perhaps for `explanation`; `card` is Markdown for people. A bundle with the
+    same content is kept if it is sound, and replaced if it is not. Raises `OSError` when it cannot
+    be written; nothing half-written stays.
     """
     files = {MODEL: model}
     for name in DOCUMENTS:
         files[name] = _json_bytes(documents[name.removesuffix(".json")])
+    if "explanation" in documents:
+        files[EXPLANATION] = _json_bytes(documents["explanation"])
     manifest = _json_bytes(
         {
             "format": FORMAT,
@@ -97,8 +109,10 @@ def seal(
     files[MANIFEST] = manifest
     if key:
         files[SIGNATURE] = _signature(manifest, key)
-    files[PIPELINE] = pipeline
-    files[PROVENANCE] = _json_bytes({**provenance, "files": {PIPELINE: _entry(pipeline)}})
+    for_people = {PIPELINE: pipeline, **({CARD: card.encode()} if card else {})}
+    files |= for_people
+    described = {file: _entry(content) for file, content in for_people.items()}
+    files[PROVENANCE] = _json_bytes({**provenance, "files": described})
     name = hashlib.sha256(manifest).hexdigest()
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,10 +139,16 @@ def open_bundle(path: Path, *, key: bytes | None = None) -> Bundle:
     documents = {
         name.removesuffix(".json"): _parse_object(path, name, contents[name]) for name in DOCUMENTS
     }
+    model = OnnxModel(contents[MODEL])
+    explanation = (
+        _parse_object(path, EXPLANATION, contents[EXPLANATION]) if EXPLANATION in contents else {}
+    )
     bundle = Bundle(
         path=path,
         hash=path.name,
-        model=OnnxModel(contents[MODEL]),
+        model=model,
+        explanation=explanation,
+        explainer=explainer_of(explanation, model),
         provenance=_parse_object(path, PROVENANCE, _read_file(path, PROVENANCE, LARGEST_NOTE)),
         **documents,
     )
