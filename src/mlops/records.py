@@ -8,7 +8,9 @@ second, and each is bound to a statement as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Verdict = Literal["ok", "alarm", "cannot tell"]
 
 
 class Prediction(NamedTuple):
@@ -98,3 +100,19 @@ class Metrics(NamedTuple):
     windows: Mapping[str, Any]
     """By window ("minute", "hour", "day", "all") what `docs/metrics.md` lists, as JSON has it."""
     series: tuple[Series, ...]
+
+
+class Finding(NamedTuple):
+    """One measured statement of a monitor: all is well, it is not, or that cannot be told.
+
+    `kind` names the monitor ("drift"), `subject` what it speaks of (a column, say), `says` is one
+    sentence for people, and `numbers` what it rests on, as JSON has it. `at` is when it was
+    recorded, as a timestamp of the log; empty until then.
+    """
+
+    kind: str
+    subject: str
+    verdict: Verdict
+    says: str
+    numbers: Mapping[str, Any]
+    at: str = ""

@@ -46,9 +46,9 @@ from mlops.errors import (
     LogUnavailableError,
     UsageError,
 )
-from mlops.monitor import buckets, metrics
+from mlops.monitor import buckets, findings, metrics, windows
 from mlops.monitor.logfile import LogFile
-from mlops.records import Failure, Metrics, Prediction, Submission, Timing, Totals
+from mlops.records import Failure, Finding, Metrics, Prediction, Submission, Timing, Totals
 
 if TYPE_CHECKING:
     from mlops.settings import Durability
@@ -244,6 +244,16 @@ class PredictionLog:
                 return metrics.read(connection, now)
             finally:
                 connection.execute("COMMIT")
+
+    def findings(self, kind: str | None = None) -> list[Finding]:
+        """Return what the last look of each monitor found, or of the one of that `kind`."""
+        with self._reading() as connection:
+            return findings.latest(connection, kind)
+
+    def record_findings(self, found: Sequence[Finding]) -> None:
+        """Keep what a monitor found as its latest look. Raises `LogUnavailableError`."""
+        with self._lock, self._writing() as connection:
+            findings.record(connection, found, datetime.datetime.now(datetime.UTC))
 
     def span(self, version: int) -> tuple[str, str] | None:
         """Return when a version made its first and its last prediction, or None if it made none.
@@ -563,6 +573,7 @@ def _migrations(table: str) -> list[Migration]:
     return [
         ("m001_log", [SCHEMA.format(table=table)]),
         ("m002_counts", functools.partial(buckets.migrate, table=table)),
+        ("m003_drift_windows", [windows.SCHEMA, findings.SCHEMA]),
     ]
 
 
