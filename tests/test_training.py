@@ -178,7 +178,7 @@ def test_cross_validation_is_five_folds_with_mean_and_spread():
 
 def planted(name: str, in_folds: float, on_test: float) -> Trained:
     metrics = {"r2_score": on_test, "cv_r2_score_mean": in_folds}
-    return Trained(Candidate(name, lambda seed: None), None, metrics, (in_folds,), 0.0)
+    return Trained(Candidate(name, lambda seed: None), None, metrics, (in_folds,), None, 0.0)
 
 
 def test_cross_validation_decides_and_not_the_test_rows():

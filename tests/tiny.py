@@ -111,6 +111,9 @@ class ListLog:
         found = [row for row in self.rows if row.prediction_id == prediction_id]
         return found[0] if found else None
 
+    def find_all(self, prediction_ids: Sequence[str]) -> dict[str, Prediction]:
+        return {one: row for one in prediction_ids if (row := self.find(one))}
+
     def probe(self) -> None:
         self.probes += 1
         self._write()

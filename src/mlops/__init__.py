@@ -12,6 +12,8 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
     metrics("housing")     how many, how fast, how well; the last minute, hour, day, and ever
+    feedback("housing", path)   attach actual values to predictions, when they are known
+    performance("housing") how good it was, by time, version and slice; estimated until then
     lineage(prediction_id)     its version, bundle, run, commit and data; and back
     serve("housing")       the web application (ASGI)
     up()                   all of it, in the background
@@ -37,6 +39,8 @@ _VERBS = {
     "card": "mlops.loop.explain",
     "logs": "mlops.loop.logs",
     "metrics": "mlops.loop.metrics",
+    "feedback": "mlops.loop.feedback",
+    "performance": "mlops.loop.feedback",
     "lineage": "mlops.loop.lineage",
     "show": "mlops.loop.show",
     "runs": "mlops.loop.runs",

@@ -64,6 +64,25 @@ Timing = tuple[int, int, float, bool]
 A plain tuple: one is made for each request, when its answer goes out."""
 
 
+class Conflict(NamedTuple):
+    """A truth that contradicts the one that was attached before, which stays."""
+
+    prediction_id: str
+    attached: float | str
+    sent: float | str
+
+
+class Attached(NamedTuple):
+    """What became of truths that were sent: each is counted or named exactly once."""
+
+    attached: int
+    already: int
+    """How many had come before, with the same value."""
+    unknown: tuple[str, ...]
+    """Ids of predictions that are not in the log: never made here, or deleted since."""
+    conflicts: tuple[Conflict, ...]
+
+
 class Totals(NamedTuple):
     """What the log holds, as it has counted it. `last_updated` is None for an empty log."""
 

@@ -123,6 +123,27 @@ class Coordinates:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Slice:
+    """A division of the rows whose quality is looked at apart, such as regions or income bands.
+
+    `bands` gives each band its limits, field by field: low <= value < high. A row is in the first
+    band whose limits it keeps, and in `rest` if it keeps none.
+    """
+
+    name: str
+    description: str
+    bands: Mapping[str, Mapping[str, tuple[float, float]]]
+    rest: str = "elsewhere"
+
+    def band(self, row: Mapping[str, float]) -> str:
+        """Return the band of one row of request fields."""
+        for name, limits in self.bands.items():
+            if all(low <= row[field] < high for field, (low, high) in limits.items()):
+                return name
+        return self.rest
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Source:
     """A raw table and where it came from."""
 
@@ -138,7 +159,8 @@ class UseCase:
     `load` returns the raw table in data-file columns. `metric` decides (higher is better).
     `rules` hold in every row. `key` names columns that tell one row from all others, if any do;
     `unique_rows` says that two equal rows are one row twice, not two alike.
-    `coordinates` is for rows that lie somewhere on a map.
+    `coordinates` is for rows that lie somewhere on a map. `slices` are looked at apart when truths
+    arrive.
     """
 
     name: str
@@ -157,6 +179,7 @@ class UseCase:
     key: tuple[str, ...] = ()
     unique_rows: bool = False
     coordinates: Coordinates | None = None
+    slices: tuple[Slice, ...] = ()
 
     @property
     def fields(self) -> tuple[str, ...]:

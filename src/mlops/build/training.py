@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,21 +37,31 @@ class Trained:
 
     `metrics` holds the test scores under their plain names (`r2_score`, `mse`, …), and under
     `cv_<name>_mean` and `cv_<name>_std` the mean over the folds and the standard deviation
-    between them. `fold_scores` are the deciding metric's, fold by fold.
+    between them. `fold_scores` are the deciding metric's, fold by fold. `held_out` are the answers
+    to all training rows, each by the model of the fold that did not learn from it.
     """
 
     candidate: Candidate
     pipeline: Pipeline
     metrics: dict[str, float]
     fold_scores: tuple[float, ...]
+    held_out: Answers
     seconds: float
+
+
+class Answers(NamedTuple):
+    """Answers to n rows: numbers or class numbers (n,), and of classifiers probabilities (n, k)."""
+
+    prediction: np.ndarray
+    probabilities: np.ndarray | None
 
 
 def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Trained:
     """Cross-validate on the training rows, fit on all of them, score the test rows once."""
     started = time.perf_counter()
     X, y = split.X_train, split.y_train
-    folds = [score_fold(use_case, candidate, X, y, number) for number in range(FOLDS)]
+    answered = [_answer_fold(use_case, candidate, X, y, number) for number in range(FOLDS)]
+    folds = [scores(use_case, y[rows], answers.prediction) for rows, answers in answered]
     pipeline = fit(candidate, use_case, X, y)
     metrics = scores(use_case, split.y_test, pipeline.predict(split.X_test))
     for name in folds[0]:
@@ -63,6 +73,7 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
         pipeline,
         metrics,
         tuple(fold[use_case.metric] for fold in folds),
+        _in_order(answered),
         time.perf_counter() - started,
     )
 
@@ -71,9 +82,26 @@ def score_fold(
     use_case: UseCase, candidate: Candidate, X: pd.DataFrame, y: np.ndarray, number: int
 ) -> dict[str, float]:
     """Fit on all rows but those of one fold, number 0 to `FOLDS` - 1, and score these."""
+    held_out, answers = _answer_fold(use_case, candidate, X, y, number)
+    return scores(use_case, y[held_out], answers.prediction)
+
+
+def _answer_fold(
+    use_case: UseCase, candidate: Candidate, X: pd.DataFrame, y: np.ndarray, number: int
+) -> tuple[np.ndarray, Answers]:
     fit_rows, held_out = list(_folds(use_case).split(X, y))[number]
     pipeline = fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows])
-    return scores(use_case, y[held_out], pipeline.predict(X.iloc[held_out]))
+    rows = X.iloc[held_out]
+    probabilities = pipeline.predict_proba(rows) if use_case.is_classification else None
+    return held_out, Answers(pipeline.predict(rows), probabilities)
+
+
+def _in_order(answered: list[tuple[np.ndarray, Answers]]) -> Answers:
+    """Return the answers of all folds in the order of the rows."""
+    order = np.argsort(np.concatenate([rows for rows, _ in answered]))
+    prediction = np.concatenate([answers.prediction for _, answers in answered])[order]
+    stated = [answers.probabilities for _, answers in answered if answers.probabilities is not None]
+    return Answers(prediction, np.concatenate(stated)[order] if stated else None)
 
 
 def baseline(use_case: UseCase, split: Split) -> dict[str, float]:

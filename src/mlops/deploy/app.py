@@ -35,6 +35,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mlops.deploy import explained, exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
+from mlops.deploy.feedback_routes import add_feedback
 from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
 from mlops.deploy.limits import SECURITY_HEADERS, Limits
 from mlops.deploy.schemas import (
@@ -378,6 +379,7 @@ def _add_routes(
             503: {"model": ErrorAnswer, "description": "The log cannot be read"},
         },
     )
+    add_feedback(router, speaks_for)
     root = prefix or "/"
     router.add_api_route(root if not prefix else "", health, methods=["GET"], summary="Health")
     router.add_api_route("/health/live", live, methods=["GET"], summary="Liveness")

@@ -57,31 +57,31 @@ def for_path(path: str, detail: list[dict[str, Any]]) -> bytes:
 
 def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[str, Any]:
     # A name may be as long as the body, and hold anything.
-    loc = ["body", *(part if isinstance(part, int) else _shown(part) for part in item["loc"])]
+    loc = ["body", *(part if isinstance(part, int) else shown(part) for part in item["loc"])]
     kind = item["type"]
     name = str(loc[-1])
     limits = item.get("ctx", {})
     unit = f" {units[name]}" if name in units else ""
-    shown = _shown(item["input"])
+    given = shown(item["input"])
     messages = {
         "missing": f"{name} is missing",
         "extra_forbidden": f"{name} is not a field; the fields are {', '.join(fields)}",
-        "finite_number": f"{name} must be a finite number, got {shown}",
-        "float_type": f"{name} must be a number, got {shown}",
-        "greater_than_equal": f"{name} must be at least {limits.get('ge')}{unit}, got {shown}",
-        "less_than_equal": f"{name} must be at most {limits.get('le')}{unit}, got {shown}",
+        "finite_number": f"{name} must be a finite number, got {given}",
+        "float_type": f"{name} must be a number, got {given}",
+        "greater_than_equal": f"{name} must be at least {limits.get('ge')}{unit}, got {given}",
+        "less_than_equal": f"{name} must be at most {limits.get('le')}{unit}, got {given}",
         "repeated_name": f"{name} is given more than once",
         "too_many_names": "the body has many more names than the fields " + ", ".join(fields),
         "too_short": f"{name} must hold at least {limits.get('min_length')} item, got 0",
         "too_long": f"{name} must hold at most {limits.get('max_length')} items, "
         f"got {limits.get('actual_length')}",
-        "list_type": f"{name} must be a list, got {shown}",
+        "list_type": f"{name} must be a list, got {given}",
         "model_type": "must be a JSON object with the fields " + ", ".join(fields),
     }
     answer = {"type": kind, "loc": loc, "msg": messages.get(kind, item["msg"])}
     # The whole body is no help in naming what is missing from it, and may hold anything.
     if kind not in {"missing", "json_invalid", "model_type", "too_long", "too_many_names"}:
-        answer["input"] = shown
+        answer["input"] = given
     return answer
 
 
@@ -97,7 +97,7 @@ def _near(error: str, body: bytes, fields: tuple[str, ...]) -> str:
     return f", near {name}" if position >= 0 else ""
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
     """Return a value that strict JSON can hold, short enough to print."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)

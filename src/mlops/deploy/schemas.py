@@ -174,3 +174,33 @@ class ErrorAnswer(BaseModel):
     """Every error has this shape."""
 
     detail: list[ErrorItem]
+
+
+class ConflictItem(BaseModel):
+    """A value that contradicts the one that is attached, which stays."""
+
+    prediction_id: str
+    attached: float | str
+    sent: float | str
+
+
+class FeedbackAnswer(BaseModel):
+    """What became of each item."""
+
+    attached: int
+    already: int = Field(description="Items that had come before, with the same value")
+    unknown: list[str] = Field(description="Ids of predictions that are not in the log")
+    conflicts: list[ConflictItem]
+
+
+class FeedbackRefusal(BaseModel):
+    """Some items are left over, and named; the counts are of the others, which are attached.
+
+    Without counts, nothing of the body could be read.
+    """
+
+    detail: list[ErrorItem]
+    attached: int | None = None
+    already: int | None = None
+    unknown: list[str] | None = None
+    conflicts: list[ConflictItem] | None = None

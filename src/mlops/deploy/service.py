@@ -9,7 +9,7 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, LiteralString, NamedTuple, Protocol
 
 import orjson
@@ -31,7 +31,7 @@ from mlops.errors import (
     NotTrainedError,
     OverloadedError,
 )
-from mlops.records import Failure, Metrics, Prediction
+from mlops.records import Attached, Failure, Metrics, Prediction
 from mlops.usecase import UseCase
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -59,6 +59,8 @@ class Reply(NamedTuple):
     logged: bool = True
 
 
+Truth = tuple[str, float | str]
+"""A prediction id and the actual value."""
 Respond = Callable[[Reply], None]
 Write = Callable[[Logged], bytes]
 Parse = Callable[[bytes], tuple[Sequence[BaseModel], Write]]
@@ -73,6 +75,7 @@ class PredictionLog(Log, Protocol):
     def catch_up(self) -> None: ...
     def probe(self) -> None: ...
     def find(self, prediction_id: str) -> Prediction | None: ...
+    def find_all(self, prediction_ids: Sequence[str]) -> Mapping[str, Prediction]: ...
     def metrics(self) -> Metrics: ...
     def close(self) -> None: ...
 
@@ -89,6 +92,8 @@ class Service:
         self.batch_model = batch_model(use_case, self.request_model)
         self.trace: Callable[[Prediction], dict[str, Any]] | None = None
         self.open: Callable[[str], OpenBundle] | None = None
+        self.attach_truths: Callable[[Sequence[Truth]], Attached] | None = None
+        self.look_at_quality: Callable[[str, int | None], dict[str, Any]] | None = None
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
@@ -247,6 +252,27 @@ class Service:
         if isinstance(error, MlopsError):
             return error.status, problems.from_error(error)
         return 500, problems.internal_error()
+
+    def known(self, prediction_ids: Sequence[str]) -> set[str]:
+        """Return those ids whose predictions are in the log."""
+        if self._log is None:
+            raise NotTrainedError("starting")
+        return set(self._log.find_all(prediction_ids))
+
+    def attach(self, truths: Sequence[Truth]) -> Attached:
+        """Attach actual values to predictions; return when they are as safe as predictions are.
+
+        Raises `LogUnavailableError` if they cannot be written.
+        """
+        if self._log is None or self.attach_truths is None:
+            raise NotTrainedError("starting")
+        return self.attach_truths(truths)
+
+    def performance(self, window: str, version: int | None) -> dict[str, Any]:
+        """Return quality over a window. Raises `NotTrainedError`, `UsageError` for a version."""
+        if self._log is None or self.look_at_quality is None:
+            raise NotTrainedError("starting")
+        return self.look_at_quality(window, version)
 
     def refuse(
         self,

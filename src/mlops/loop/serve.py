@@ -32,6 +32,8 @@ from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.performance import look, measure_of, quality_findings
+from mlops.monitor.degradation import KIND
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import GOLDEN_TOLERANCE, Bundle, open_bundle
 from mlops.records import Prediction
@@ -42,6 +44,7 @@ from mlops.usecases import find
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_TRIES = 2.0
 SECONDS_BETWEEN_PRUNINGS = 60.0
+SECONDS_BETWEEN_JUDGEMENTS = 3600.0
 SECONDS_BETWEEN_STEPS = 0.05
 MEGABYTE = 1_000_000
 KEPT_OPEN = 4
@@ -102,17 +105,24 @@ async def _running(
                 service.open = functools.lru_cache(KEPT_OPEN)(
                     functools.partial(open_for_explaining, settings)
                 )
+                measure = measure_of(service.use_case, settings)
+                service.attach_truths = functools.partial(prediction_log.attach, measure=measure)
+                service.look_at_quality = functools.partial(
+                    look, service.use_case, prediction_log, settings
+                )
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
             watching = asyncio.create_task(_keep_looking(services, followers, access, keys))
             pruning = asyncio.create_task(_keep_pruning(logs, settings))
+            judging = asyncio.create_task(_keep_judging(services, logs, settings))
             try:
                 yield
             finally:
                 watching.cancel()
                 pruning.cancel()
-                await asyncio.gather(watching, pruning, return_exceptions=True)
+                judging.cancel()
+                await asyncio.gather(watching, pruning, judging, return_exceptions=True)
         finally:
             for service in services:
                 await service.stop()
@@ -317,6 +327,28 @@ async def _keep_pruning(logs: Sequence[PredictionLog], settings: Settings) -> No
             except MlopsError as error:
                 log.error("old predictions could not be deleted: %s", error)
         await asyncio.sleep(SECONDS_BETWEEN_PRUNINGS)
+
+
+async def _keep_judging(
+    services: Sequence[Service], logs: Sequence[PredictionLog], settings: Settings
+) -> None:
+    """Look at the quality of each champion once an hour, whichever of several workers it is."""
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_JUDGEMENTS / 60)
+        before = days_ago(SECONDS_BETWEEN_JUDGEMENTS / 86_400)
+        for service, prediction_log in zip(services, logs, strict=True):
+            if service.champion is None:
+                continue
+            try:
+                last = await asyncio.to_thread(prediction_log.findings, KIND)
+                if any(finding.at > before for finding in last):
+                    continue
+                found = await asyncio.to_thread(
+                    quality_findings, service.use_case, prediction_log, settings
+                )
+                await asyncio.to_thread(prediction_log.record_findings, found)
+            except MlopsError as error:
+                log.error("%s: quality could not be judged: %s", service.use_case.name, error)
 
 
 def days_ago(days: float) -> str:

@@ -21,6 +21,7 @@ from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
+from mlops.loop.quality import quality_to_seal
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
 from mlops.loop.track import Recorder
@@ -35,8 +36,10 @@ from mlops.track.runs import Run, commit, user
 from mlops.usecase import FOLDS, SEED, TEST_SHARE, Candidate, UseCase
 from mlops.usecases import find
 
-DECIDING = ("data", "pipeline", "profile", "training")
+DECIDING = ("data", "pipeline", "profile", "risk", "training")
 """Modules of `build` by which a model becomes what it is."""
+MEASURING = ("estimate", "performance", "quality")
+"""Modules of `monitor` by which the quality is measured that is sealed."""
 
 LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy", "lightgbm", "onnx", "onnxruntime")
 
@@ -190,9 +193,11 @@ def recipe(data_fingerprint: str) -> str:
     package = Path(__file__).parents[1]
     sources = [
         Path(__file__),
+        Path(__file__).with_name("quality.py"),
         package / "usecase.py",
         *sorted((package / "usecases").glob("*.py")),
         *(package / "build" / f"{name}.py" for name in DECIDING),
+        *(package / "monitor" / f"{name}.py" for name in MEASURING),
         *sorted((package / "package").glob("*.py")),
     ]
     digest = hashlib.sha256(data_fingerprint.encode())
@@ -323,6 +328,7 @@ def _seal(
             "scores": one.metrics,
             "fold_scores": list(one.fold_scores),
             "baseline": scores_to_beat,
+            "quality": quality_to_seal(use_case, parts, one),
         },
         "training": _training(use_case, table, parts, one, parity),
         "explanation": explanation_document(

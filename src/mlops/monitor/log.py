@@ -9,6 +9,7 @@ together, so that one synced commit pays for many:
     metrics  read from the counts (`buckets.py`), never from rows: right after a restart, and with
              several servers
     rows, find, failures, totals   read on connections of their own: never wait for a writer
+    attach   the actual values of predictions, when they arrive (`truths.py`)
 
 Nothing is answered that is not in the log. When the disk is full, `append` raises, `failed` says
 why, and the first `append` or `probe` that succeeds clears it; nothing needs to be reopened.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import os
 import re
 import threading
@@ -46,9 +48,19 @@ from mlops.errors import (
     LogUnavailableError,
     UsageError,
 )
-from mlops.monitor import buckets, findings, metrics, windows
+from mlops.monitor import buckets, findings, metrics, truths, windows
 from mlops.monitor.logfile import LogFile
-from mlops.records import Failure, Finding, Metrics, Prediction, Submission, Timing, Totals
+from mlops.monitor.quality import Actual, Sums
+from mlops.records import (
+    Attached,
+    Failure,
+    Finding,
+    Metrics,
+    Prediction,
+    Submission,
+    Timing,
+    Totals,
+)
 
 if TYPE_CHECKING:
     from mlops.settings import Durability
@@ -83,6 +95,7 @@ CREATE TABLE failure_totals(
 CREATE TABLE probe(id INTEGER PRIMARY KEY, probed_utc TEXT NOT NULL, room BLOB);
 """
 PAGE_ROWS = 5_000
+TRUTHS_PER_COMMIT = 1_000
 PRUNED_ROWS = 500
 PAGES_GIVEN_BACK = 256
 BUSY_SLEEP_SECONDS = 0.0005
@@ -202,6 +215,45 @@ class PredictionLog:
         answers = [tuple(itertools.islice(numbered, len(first.rows))) for first in fresh]
         return [answers[place] if isinstance(place, int) else place for place in places]
 
+    def attach(self, pairs: Sequence[tuple[str, Actual]], measure: truths.Measure) -> Attached:
+        """Attach actual values to prediction ids; return what became of each, when it is durable.
+
+        `measure` says what rows and their truths add to the sums of quality. Each truth counts
+        once, whoever sends it how often. Many take several commits, so that predictions need not
+        wait for all of them. Raises `LogUnavailableError`: some may be attached, send all again.
+        """
+        done = Attached(0, 0, (), ())
+        for start in range(0, len(pairs), TRUTHS_PER_COMMIT):
+            some = pairs[start : start + TRUTHS_PER_COMMIT]
+            rows = self.find_all([prediction_id for prediction_id, _ in some])
+            with self._lock, self._writing() as connection:
+                now = truths.attach(connection, rows, some, measure)
+            done = Attached(
+                done.attached + now.attached,
+                done.already + now.already,
+                done.unknown + now.unknown,
+                done.conflicts + now.conflicts,
+            )
+        self.sync()
+        return done
+
+    def quality(self, since: int, until: int, version: int | None = None) -> list[Sums]:
+        """Return the sums of quality of the hours from `since` on and before `until`.
+
+        Both in unix seconds; an hour is that of the prediction, however late its truth came.
+        """
+        with self._reading() as connection:
+            return truths.read(connection, since, until, version)
+
+    def predictions(self, since: int, until: int) -> int:
+        """Return how many predictions were made in that time, as they were counted."""
+        [(number,)] = self._read(
+            """SELECT ifnull(sum(logged), 0) FROM counts
+            WHERE status = 200 AND start >= ? AND start < ?""",
+            (since, until),
+        )
+        return int(number)
+
     def sync(self) -> None:
         """Wait until the disk has all that was appended, if the log promises that: else return.
 
@@ -253,7 +305,7 @@ class PredictionLog:
     def record_findings(self, found: Sequence[Finding]) -> None:
         """Keep what a monitor found as its latest look. Raises `LogUnavailableError`."""
         with self._lock, self._writing() as connection:
-            findings.record(connection, found, datetime.datetime.now(datetime.UTC))
+            findings.record(connection, found, clock.utc())
 
     def span(self, version: int) -> tuple[str, str] | None:
         """Return when a version made its first and its last prediction, or None if it made none.
@@ -296,6 +348,15 @@ class PredictionLog:
         """Return the prediction of that id, or None."""
         read = self._read(f"{self._select} WHERE prediction_id = ?", (prediction_id,))
         return Prediction(*read[0]) if read else None
+
+    def find_all(self, prediction_ids: Sequence[str]) -> dict[str, Prediction]:
+        """Return the predictions that are there among those of these ids, by id."""
+        read = self._read(
+            f"{self._select} WHERE prediction_id IN (SELECT value FROM json_each(?))",  # noqa: S608
+            (json.dumps(prediction_ids),),
+        )
+        found = (Prediction(*row) for row in read)
+        return {row.prediction_id: row for row in found}
 
     def failures(self, last: int = 20) -> list[Failure]:
         """Return the `last` failed requests, newest last."""
@@ -369,13 +430,17 @@ class PredictionLog:
         return self._table, "failures"
 
     def _delete_oldest(self, table: str, before: str) -> int:
-        self._writer.execute(
+        named = "prediction_id" if table == self._table else "NULL"
+        deleted = self._writer.execute(
             f"""DELETE FROM "{table}" WHERE timestamp < ?
                 AND id < (SELECT max(id) FROM "{table}")
-                AND id IN (SELECT id FROM "{table}" ORDER BY id LIMIT ?)""",  # noqa: S608
+                AND id IN (SELECT id FROM "{table}" ORDER BY id LIMIT ?)
+                RETURNING {named}""",  # noqa: S608
             (before, PRUNED_ROWS),
-        )
-        return self._writer.changes()
+        ).fetchall()
+        if deleted and table == self._table:
+            truths.forget(self._writer, [str(prediction_id) for (prediction_id,) in deleted])
+        return len(deleted)
 
     def _used_bytes(self) -> int:
         free = int(str(self._writer.pragma("freelist_count")))
@@ -574,6 +639,7 @@ def _migrations(table: str) -> list[Migration]:
         ("m001_log", [SCHEMA.format(table=table)]),
         ("m002_counts", functools.partial(buckets.migrate, table=table)),
         ("m003_drift_windows", [windows.SCHEMA, findings.SCHEMA]),
+        ("m004_truths", [truths.SCHEMA]),
     ]
 
 

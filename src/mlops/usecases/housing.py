@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 from importlib import resources
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlops.usecase import (
     Range,
     Ratio,
     Rule,
+    Slice,
     Source,
     Target,
     UseCase,
@@ -230,4 +232,25 @@ HOUSING = UseCase(
         ),
     ),
     unique_rows=True,
+    slices=(
+        Slice(
+            "region",
+            "where in California",
+            {
+                "bay area": {"latitude": (36.9, 38.6), "longitude": (-123.6, -121.4)},
+                "los angeles": {"latitude": (33.5, 34.5), "longitude": (-119, -117.2)},
+                "north": {"latitude": (36.9, math.inf)},
+                "south": {"latitude": (-math.inf, 36.9)},
+            },
+        ),
+        Slice(
+            "income",
+            "median household income: below 25,000 dollars, below 50,000, and above",
+            {
+                "low": {"median_income": (-math.inf, 2.5)},
+                "middle": {"median_income": (2.5, 5.0)},
+                "high": {"median_income": (5.0, math.inf)},
+            },
+        ),
+    ),
 )

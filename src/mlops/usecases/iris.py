@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from mlops.usecase import Candidate, Feature, Range, Source, Target, UseCase
+from mlops.usecase import Candidate, Feature, Range, Slice, Source, Target, UseCase
 
 SPECIES = ("setosa", "versicolor", "virginica")
 
@@ -93,4 +94,15 @@ IRIS = UseCase(
             "petal_width": 2.5,
         },
     },
+    slices=(
+        Slice(
+            "petal",
+            "petals below 2.5 cm, below 5 cm, and longer",
+            {
+                "short": {"petal_length": (-math.inf, 2.5)},
+                "middle": {"petal_length": (2.5, 5.0)},
+                "long": {"petal_length": (5.0, math.inf)},
+            },
+        ),
+    ),
 )

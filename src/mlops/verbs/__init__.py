@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import explaining
+from mlops.verbs import explaining, quality
 
 __all__ = ["COMMANDS"]
 
-COMMANDS: dict[str, Callable[..., Any]] = {**explaining.COMMANDS}
+COMMANDS: dict[str, Callable[..., Any]] = {**explaining.COMMANDS, **quality.COMMANDS}
