@@ -223,8 +223,11 @@ def test_explain_shares_an_answer_among_the_fields_and_records_nothing(server: S
     assert list(answer["contributions"]) == list(HOUSING.fields)
     assert adds_up(answer)
     assert answer["predicted_price"] == answer["prediction"] == pytest.approx(3.2728, abs=1e-3)
-    assert answer["text"].startswith("3.27 (100,000 dollars) = 2.07 on average, +1.00 because ")
-    assert "total_rooms is 8 rooms (very low: below 99 % of training rows)" in answer["text"]
+    assert answer["text"].startswith("3.27 (100,000 dollars) = 2.07 on average; +1.00 because ")
+    assert (
+        "total_rooms is 8 rooms (very low: below 99 % of training rows), mostly as part of "
+        "rooms_per_household, which is 0.016 rooms a household (lower than in any training row)"
+    ) in answer["text"]
     assert count(server.home, "housinglogs") == 0
 
     status, answer = server.request("/iris/explain", FLOWER)
@@ -363,7 +366,7 @@ def test_the_command_explains_and_prints_cards(
     row = [f"{name}={value}" for name, value in HOUSE.items()]
     shown = mlops("explain", "housing", *row)
     assert "median_income" in shown
-    assert "on average, " in shown
+    assert "on average; " in shown
     assert adds_up(json.loads(mlops("explain", "housing", *row, "--json")))
     assert not (home / "housinglogs").exists()
     refused = mlops("explain", "housing", *row[:-1], "longitude=7", code=2)

@@ -218,6 +218,7 @@ def test_the_report_says_what_was_measured_against_what_and_where_it_comes_from(
         *("California Housing, version 1", "GradientBoosting", "champion", "0.8360", "-0.0002"),
         *(written.bundle, "data fingerprint", "commit", "scikit-learn", "RandomForest", "worse"),
         *("Half of the rows are off by less than 0.197", "In 9 of 10 tenths", "latitude"),
+        "By what it goes",
     ):
         assert said in text, said
 

@@ -33,6 +33,8 @@ class Facts:
     written_utc: str
     provenance: Mapping[str, str]
     parameters: Mapping[str, str]
+    importance: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Mean |contribution| of each field to the answer; empty if it was not sealed."""
 
 
 def page(
@@ -80,6 +82,7 @@ def page(
 <div class="tiles">{_tiles(use_case, facts)}</div>
 </section>
 {_comparison(use_case, standing)}
+{_importance(facts)}
 <section aria-labelledby="figures">
 <h2 id="figures">Where it is right and where it is wrong</h2>
 <div class="figures">
@@ -114,6 +117,22 @@ def _tiles(use_case: UseCase, facts: Facts) -> str:
             f"<dl>{folds}{against}</dl></div>"
         )
     return "".join(tiles)
+
+
+def _importance(facts: Facts) -> str:
+    if not facts.importance:
+        return ""
+    total = sum(facts.importance.values()) or 1.0
+    rows = [
+        (f"<code>{_text(name)}</code>", f"{size:.4g}", f"{size / total:.0%}")
+        for name, size in sorted(facts.importance.items(), key=lambda item: -item[1])
+    ]
+    return f"""<section aria-labelledby="importance">
+<h2 id="importance">By what it goes</h2>
+<p>How much each field moves an answer: its mean absolute Shapley value. One answer is explained by
+ <code>mlops explain</code>.</p>
+{_table(("field", "mean absolute contribution", "share"), rows)}
+</section>"""
 
 
 def _comparison(use_case: UseCase, standing: Sequence[Mapping[str, Any]]) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 
 from mlops.deploy.predictor import OpenBundle
 from mlops.errors import NotExplainedError
-from mlops.usecase import UseCase
+from mlops.usecase import Ratio, UseCase
 
 PROBABILITY = "probability of "
 MOST_NAMED = 4
 """Fields that the text names one by one."""
 WORTH_NAMING = 0.02
 """Of all that the fields move, the least part for which one is named."""
+MOSTLY = 0.5
 LEVELS = ((0.05, "very low"), (0.25, "low"), (0.75, "usual"), (0.95, "high"), (1.0, "very high"))
 """Words for where a value stands among those of training, up to which part of them."""
 
@@ -59,7 +60,8 @@ def explain(
     if found.derived is not None:
         inputs = zip(use_case.input_names, found.derived[0, chosen].tolist(), strict=True)
         derived = {name: value for name, value in inputs if name not in use_case.fields}
-    values = dict(zip(use_case.fields, map(float, row), strict=True))
+    values = dict(zip(use_case.input_names, found.output.inputs[0].tolist(), strict=True))
+    values |= dict(zip(use_case.fields, map(float, row), strict=True))
     label = labels[chosen] if labels else ""
     return {
         "explains": f"{PROBABILITY}{label}" if label else use_case.target.name,
@@ -67,7 +69,9 @@ def explain(
         **each[chosen],
         "derived": derived,
         **({"classes": dict(zip(labels, each, strict=True))} if labels else {}),
-        "text": in_words(use_case, label, each[chosen], values, bundle.reference),
+        "text": in_words(
+            use_case, label, {**each[chosen], "derived": derived}, values, bundle.reference
+        ),
         "method": bundle.explainer.method,
         "model_version": version,
         "bundle": bundle.hash,
@@ -90,17 +94,32 @@ def in_words(
     values: Mapping[str, float],
     reference: Mapping[str, Any],
 ) -> str:
-    """Say it in a sentence: from the mean to the answer, the greatest contributions first."""
+    """Say it in a sentence: from the mean to the answer, the greatest contributions first.
+
+    `values` are those of the fields and of derived inputs; `label` is the predicted class, if any.
+    """
     units = {feature.name: feature.unit for feature in use_case.features}
+    ratios = [item for item in use_case.inputs if isinstance(item, Ratio)]
+    units |= {item.name: item.unit for item in ratios}
     contributions: dict[str, float] = explanation["contributions"]
     ranked = sorted(contributions, key=lambda name: -abs(contributions[name]))
     moved = sum(map(abs, contributions.values()))
     named = [n for n in ranked[:MOST_NAMED] if abs(contributions[n]) > WORTH_NAMING * moved]
-    parts = [
-        f"{contributions[name]:+.2f} because {name} is {_amount(values[name], units[name])}"
-        f" ({standing(values[name], reference[name]['quantiles'])})"
-        for name in named
-    ]
+
+    def said(name: str) -> str:
+        rank = standing(values[name], reference[name]["quantiles"])
+        return f"{_amount(values[name], units[name])} ({rank})"
+
+    parts = []
+    for name in named:
+        part = f"{contributions[name]:+.2f} because {name} is {said(name)}"
+        for item in ratios:
+            # Half of what a ratio contributes is its numerator's, half its denominator's.
+            half = explanation["derived"].get(item.name, 0.0) / 2
+            if name in {item.numerator, item.denominator} and half / contributions[name] > MOSTLY:
+                part += f", mostly as part of {item.name}, which is {said(item.name)}"
+                break
+        parts.append(part)
     others = [name for name in ranked if name not in named]
     if others:
         rest = sum(contributions[name] for name in others)
@@ -108,7 +127,7 @@ def in_words(
         parts.append(f"{rest:+.2f} from {who}")
     unit = f" for {label}" if label else f" ({use_case.target.unit})"
     answer = f"{explanation['prediction']:.2f}{unit}"
-    return f"{answer} = {explanation['base_value']:.2f} on average, {', '.join(parts)}"
+    return f"{answer} = {explanation['base_value']:.2f} on average; {'; '.join(parts)}"
 
 
 def standing(value: float, quantiles: Sequence[float]) -> str:

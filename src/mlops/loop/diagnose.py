@@ -144,6 +144,7 @@ def report(
             written_utc=clock.stamp(),
             provenance=_provenance(chosen, bundle),
             parameters=bundle.training["parameters"],
+            importance=bundle.explanation.get("importance", {}).get("fields", {}),
         ),
         standing=[one for one in standing if one["candidate"]],
         numbers=numbers,
