@@ -338,7 +338,7 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
             ("POST", "/predict/batch"),
             ("POST", "/explain"),
         )
-    }
+    } | {("GET", f"{prefix}/drift") for prefix in prefixes if prefix or len(names) == 1}
     assert documented == expected
     hot = {(method, path) for method, path in expected if "/predict" in path and method == "POST"}
     assert {("POST", path) for path in app.hot} == hot

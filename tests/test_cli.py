@@ -91,7 +91,7 @@ def test_the_verbs_are_those_of_the_loop():
     assert set(VERBS) >= {
         *("prepare", "train", "runs", "report", "show", "promote", "serve", "predict"),
         "logs",
-        *("up", "down", "status"),
+        *("up", "down", "status", "drift"),
     }
 
 

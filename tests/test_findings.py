@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops import clock
 from mlops.database import connect, transaction
 from mlops.monitor import findings
 from mlops.monitor.log import PredictionLog
@@ -39,6 +40,14 @@ def test_the_last_look_of_each_kind_is_what_holds_now(log):
     assert without_time(log.findings()) == [other, ALARM]
     assert without_time(log.findings("drift")) == [ALARM]
     assert log.findings("drift")[0].at > log.findings("performance")[0].at
+
+
+def test_of_two_looks_at_one_moment_the_later_one_holds(log, monkeypatch):
+    now = clock.unix()
+    monkeypatch.setattr(clock, "unix", lambda: now)
+    log.record_findings([ALARM, OK._replace(subject="longitude")])
+    log.record_findings([OK])
+    assert without_time(log.findings()) == [OK]
 
 
 def test_findings_outlive_the_process_that_recorded_them(log, tmp_path):

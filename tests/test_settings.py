@@ -33,6 +33,9 @@ VARIABLES = {
     "MAX_CONNECTIONS": "max_connections",
     "MAX_WAITING": "max_waiting",
     "WORKERS": "workers",
+    "DRIFT_WINDOW": "drift_window",
+    "DRIFT_EVERY": "drift_every",
+    "DRIFT_BUDGET": "drift_budget",
 }
 
 

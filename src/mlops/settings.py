@@ -152,6 +152,22 @@ class Settings(BaseSettings):
         validation_alias="MLOPS_STORY_CLOCK",
         description="File in which `mlops story` keeps the time; unset: the machine's clock",
     )
+    drift_window: str = Field(
+        "7d",
+        validation_alias="DRIFT_WINDOW",
+        description="Stretch of the latest traffic that is held against training: `7d`, `12h`",
+    )
+    drift_every: str = Field(
+        "1h",
+        validation_alias="DRIFT_EVERY",
+        description="How often the server looks at it; each look spends its share of the budget",
+    )
+    drift_budget: str = Field(
+        "1/30d",
+        validation_alias="DRIFT_BUDGET",
+        description="False alarms of drift that are allowed, on average: `1/30d` is one in thirty"
+        " days",
+    )
     bundle_signing_key: str = Field(
         "",
         validation_alias="BUNDLE_SIGNING_KEY",

@@ -35,6 +35,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mlops.deploy import explained, exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
+from mlops.deploy.drift import add_drift
 from mlops.deploy.feedback_routes import add_feedback
 from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
 from mlops.deploy.limits import SECURITY_HEADERS, Limits
@@ -365,6 +366,8 @@ def _add_routes(
                 return {**found, **more}
         raise HTTPException(404, "no prediction with this id is in the log")
 
+    if not everyone[1:]:  # the root of several has no one model to speak of
+        add_drift(router, service)
     router.add_api_route(
         "/predictions/{prediction_id}",
         prediction,

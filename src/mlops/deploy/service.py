@@ -94,6 +94,7 @@ class Service:
         self.open: Callable[[str], OpenBundle] | None = None
         self.attach_truths: Callable[[Sequence[Truth]], Attached] | None = None
         self.look_at_quality: Callable[[str, int | None], dict[str, Any]] | None = None
+        self.drift: Callable[[], dict[str, Any]] | None = None
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json

@@ -33,6 +33,7 @@ from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.performance import look, measure_of, quality_findings
+from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.degradation import KIND
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import GOLDEN_TOLERANCE, Bundle, open_bundle
@@ -87,7 +88,7 @@ def limits(settings: Settings) -> Limits:
 async def _running(
     services: Sequence[Service], access: Access, settings: Settings
 ) -> AsyncIterator[None]:
-    followers, logs = [], []
+    followers, logs, watchers = [], [], []
     with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
         rate = parse_rate(settings.rate_limit)
         access.limit(rate / settings.workers if rate else None)
@@ -110,22 +111,38 @@ async def _running(
                 service.look_at_quality = functools.partial(
                     look, service.use_case, prediction_log, settings
                 )
+                watcher = Watcher(
+                    service.use_case,
+                    prediction_log,
+                    functools.partial(_answering, service),
+                    settings,
+                )
+                watchers.append(watcher)
+                service.drift = watcher.report
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
-            watching = asyncio.create_task(_keep_looking(services, followers, access, keys))
+            looking = asyncio.create_task(_keep_looking(services, followers, access, keys))
             pruning = asyncio.create_task(_keep_pruning(logs, settings))
             judging = asyncio.create_task(_keep_judging(services, logs, settings))
+            stop_watching = keep_watching(watchers)
             try:
                 yield
             finally:
-                watching.cancel()
+                looking.cancel()
                 pruning.cancel()
                 judging.cancel()
-                await asyncio.gather(watching, pruning, judging, return_exceptions=True)
+                await asyncio.gather(looking, pruning, judging, return_exceptions=True)
+                await asyncio.to_thread(stop_watching)
         finally:
             for service in services:
                 await service.stop()
+
+
+def _answering(service: Service) -> tuple[int, str] | None:
+    """Return the version that answers and its bundle, if there is one."""
+    champion = service.champion
+    return (champion.version, champion.bundle.hash) if champion else None
 
 
 async def _promote(use_case: str, version: int, reason: str, settings: Settings) -> dict[str, Any]:

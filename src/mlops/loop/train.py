@@ -25,11 +25,14 @@ from mlops.loop.quality import quality_to_seal
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
 from mlops.loop.track import Recorder
+from mlops.loop.watching import SEALED
+from mlops.monitor.drift import columns
+from mlops.monitor.drift.profile import Profile
 from mlops.package.bundle import golden_answers, open_bundle, seal
 from mlops.package.card import model_card
 from mlops.package.explanation import explanation_document
 from mlops.package.export import to_onnx
-from mlops.package.model import OnnxModel
+from mlops.package.model import OnnxModel, Output
 from mlops.package.parity import Parity, check_parity
 from mlops.settings import Settings, read_settings
 from mlops.track.runs import Run, commit, user
@@ -316,12 +319,7 @@ def _seal(
                 use_case.fields, [feature.unit for feature in use_case.features], rows
             ),
         },
-        "reference": reference_profile(
-            {
-                **dict(zip(names, values.T, strict=True)),
-                "prediction": output.prediction,
-            }
-        ),
+        "reference": _reference(use_case, names, rows, output),
         "golden": {"fields": golden.tolist(), **golden_answers(model.run(golden))},
         "metrics": {
             "deciding": use_case.metric,
@@ -352,6 +350,23 @@ def _seal(
         card=model_card(use_case, documents, provenance),
         key=settings.signing_key,
     )
+
+
+def _reference(
+    use_case: UseCase, names: list[str], rows: np.ndarray, output: Output
+) -> dict[str, Any]:
+    """Return the profile of every field, model input and prediction, and what drift is told by."""
+    values = [*np.hstack([rows, output.inputs]).T, output.prediction]
+    described = reference_profile(dict(zip([*names, columns.PREDICTION], values, strict=True)))
+    watched = columns.names(use_case)
+    profile = Profile.learn(
+        watched,
+        columns.columns(use_case, watched, rows, output.prediction),
+        {name: len(labels) for name, labels in columns.labels(use_case).items()},
+    )
+    for name, document in profile.as_documents().items():
+        described[name][SEALED] = document
+    return described
 
 
 def _signature(use_case: UseCase, ranges: dict[str, list[float]]) -> dict[str, Any]:

@@ -28,18 +28,19 @@ KEPT = datetime.timedelta(days=90)
 def record(
     connection: apsw.Connection, findings: Sequence[Finding], now: datetime.datetime
 ) -> None:
-    """Add what a look found at the moment `now` (UTC); call it in a transaction."""
+    """Add all that a look found at the moment `now` (UTC); call it in a transaction."""
     at = now.isoformat(timespec="microseconds")
+    before = (now - KEPT).isoformat(timespec="microseconds")
     rows = [
         (*one[:4], json.dumps(one.numbers, allow_nan=False, ensure_ascii=False), at)
         for one in findings
     ]
+    for kind in {one.kind for one in findings}:
+        # Of two looks at one moment (a clock can be set) the later one holds.
+        connection.execute(
+            "DELETE FROM findings WHERE kind = ? AND (at < ? OR at = ?)", (kind, before, at)
+        )
     insert(connection, f"findings({COLUMNS})", rows)
-    before = (now - KEPT).isoformat(timespec="microseconds")
-    connection.execute(
-        "DELETE FROM findings WHERE at < ? AND kind IN (SELECT value FROM json_each(?))",
-        (before, json.dumps([one.kind for one in findings])),
-    )
 
 
 def latest(connection: apsw.Connection, kind: str | None = None) -> list[Finding]:

@@ -48,7 +48,8 @@ from mlops.errors import (
     LogUnavailableError,
     UsageError,
 )
-from mlops.monitor import buckets, findings, metrics, truths, windows
+from mlops.monitor import buckets, findings, metrics, truths
+from mlops.monitor.drift import windows
 from mlops.monitor.logfile import LogFile
 from mlops.monitor.quality import Actual, Sums
 from mlops.records import (

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import explaining, quality
+from mlops.verbs import drift, explaining, quality
 
 __all__ = ["COMMANDS"]
 
-COMMANDS: dict[str, Callable[..., Any]] = {**explaining.COMMANDS, **quality.COMMANDS}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    **explaining.COMMANDS,
+    **drift.COMMANDS,
+    **quality.COMMANDS,
+}

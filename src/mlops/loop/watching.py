@@ -1,0 +1,273 @@
+"""Watching: what a server does about drift beside answering, in a thread of its own.
+
+Each second it counts the rows that were logged since (`windows.py`), and as often as DRIFT_EVERY
+says it looks at the last DRIFT_WINDOW and keeps what it found in the log. Of several processes one
+does it: who holds the lock of a file, which the kernel gives back when its holder dies.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from mlops import clock
+from mlops.errors import BundleError, DataError, LogUnavailableError
+from mlops.monitor.drift import columns
+from mlops.monitor.drift.assessment import KIND
+from mlops.monitor.drift.budget import Budget, parse_budget, parse_span, span
+from mlops.monitor.drift.profile import Counts, Profile
+from mlops.monitor.drift.report import Drift, assessed
+from mlops.monitor.drift.windows import PAGE_ROWS, Count, Rows, Windows
+from mlops.monitor.log import PredictionLog
+from mlops.package.bundle import verify
+from mlops.settings import Settings
+from mlops.usecase import UseCase
+
+log = logging.getLogger("uvicorn.error")
+
+SECONDS_BETWEEN_STEPS = 1.0
+PAGES_PER_STEP = 4
+"""So that a log of millions of rows that were never counted leaves the processor to requests."""
+SEALED = "drift"
+"""Under this name each column of the reference profile has what drift is told by."""
+
+
+class Profiles:
+    """The profiles of bundles, opened and verified once each."""
+
+    def __init__(self, use_case: UseCase, settings: Settings) -> None:
+        self._use_case = use_case
+        self._settings = settings
+        self._known: dict[str, Profile | None] = {}
+
+    def find(self, bundle: str) -> Profile | None:
+        """Return the profile of a bundle; None if it has none, or cannot be opened."""
+        if bundle not in self._known:
+            try:
+                key = self._settings.signing_key
+                contents = verify(self._settings.bundles / bundle, key=key)
+                self._known[bundle] = sealed_profile(json.loads(contents["reference.json"]))
+            except (BundleError, DataError):
+                self._known[bundle] = None
+        return self._known[bundle]
+
+    def counting(self, bundle: str) -> tuple[Profile, Count] | None:
+        """Return what `Windows.follow` asks for."""
+        profile = self.find(bundle)
+        return None if profile is None else (profile, self._count_by(profile))
+
+    def _count_by(self, profile: Profile) -> Count:
+        def count(rows: Rows) -> Counts:
+            inputs, predictions = zip(*rows, strict=True)
+            return profile.count(
+                columns.of_logged(self._use_case, profile.names, inputs, predictions)
+            )
+
+        return count
+
+
+def sealed_profile(reference: dict[str, Any]) -> Profile | None:
+    """Return what drift is told by; None in a bundle that was sealed before that was known."""
+    documents = {name: one[SEALED] for name, one in reference.items() if SEALED in one}
+    return Profile.of_documents(documents) if documents else None
+
+
+def budget_of(settings: Settings, text: str | None = None, every: str | None = None) -> Budget:
+    """Return the budget of false alarms. Raises `UsageError`."""
+    return parse_budget(text or settings.drift_budget, parse_span(every or settings.drift_every))
+
+
+def look(
+    use_case: UseCase,
+    version: tuple[int, str] | None,
+    windows: Windows,
+    profiles: Profiles,
+    budget: Budget,
+    seconds: int,
+) -> Drift:
+    """Look at the last `seconds` of what a version answered, as far as it has been counted.
+
+    `version` is its number and its bundle's name. Raises `apsw.Error`.
+    """
+    number, bundle = version or (None, None)
+    profile = profiles.find(bundle) if bundle else None
+    found: tuple[Profile, Counts] | str
+    if bundle is None:
+        found = f"{use_case.name} has no champion yet: make one with: mlops up {use_case.name}"
+    elif profile is None:
+        found = sealed_before(use_case, number)
+    else:
+        counts = windows.read(bundle, profile, clock.unix() - seconds)
+        found = profile, counts
+        if not counts.rows:
+            found = f"version {number} has answered nothing in the last {span(seconds)}"
+    return assessed(
+        use_case,
+        number,
+        bundle,
+        window=f"the last {span(seconds)}",
+        at=clock.stamp(),
+        budget=budget,
+        found=found,
+    )
+
+
+def sealed_before(use_case: UseCase, number: int | None) -> str:
+    """Return why nothing can be told of a version whose bundle has no profile to count by."""
+    return (
+        f"version {number} was sealed before drift was told by counts: train again with: "
+        f"mlops train {use_case.name}"
+    )
+
+
+class Watcher:
+    """Watches one use case. `step` is for one thread, `report` for any."""
+
+    def __init__(
+        self,
+        use_case: UseCase,
+        prediction_log: PredictionLog,
+        champion: Callable[[], tuple[int, str] | None],
+        settings: Settings,
+    ) -> None:
+        """`champion` gives the version that answers, and its bundle's name.
+
+        Raises `UsageError` for a budget or a stretch of time that is none.
+        """
+        self.use_case = use_case
+        self._log = prediction_log
+        self._champion = champion
+        self._budget = budget_of(settings)
+        self._seconds = parse_span(settings.drift_window)
+        self._profiles = Profiles(use_case, settings)
+        self._windows: Windows | None = None
+        self._leads = _Lock(prediction_log.path.with_name("drift.lock"))
+        self._due = 0.0
+        self._said = ""
+
+    def report(self) -> dict[str, Any]:
+        """Look now, and return it as JSON, with what the last look on schedule said.
+
+        Raises `LogUnavailableError`.
+        """
+        try:
+            with Windows(self._log.path, self.use_case.log_name) as windows:
+                found = self._look(windows)
+        except apsw.Error as error:
+            raise LogUnavailableError("what was counted of drift cannot be read") from error
+        last = next(iter(self._log.findings(KIND)), None)
+        return {**found.as_json(), "last_look": last._asdict() if last else None}
+
+    def step(self) -> None:
+        """Count what is new, and look if it is time to. Says in the server's log what fails."""
+        try:
+            if self._leads.taken():
+                self._step()
+        except Exception as error:
+            # The disk may be full, or the log away for a moment; answering goes on, so does this.
+            if str(error) != self._said:
+                log.exception("%s: drift could not be watched", self.use_case.name)
+            self._said = str(error)
+        else:
+            self._said = ""
+
+    def close(self) -> None:
+        """Let go of the log. What is not counted yet, whoever comes next counts."""
+        if self._windows is not None:
+            self._windows.close()
+        self._leads.give_back()
+
+    def _step(self) -> None:
+        if self._windows is None:
+            self._windows = Windows(self._log.path, self.use_case.log_name)
+        for _ in range(PAGES_PER_STEP):
+            if self._windows.follow(self._profiles.counting) < PAGE_ROWS:
+                break
+        else:
+            return  # there is more to count first
+        now = clock.unix()
+        self._due = self._due or self._first_due(now)
+        if now < self._due:
+            return
+        found = self._look(self._windows)
+        if not found.rows:  # nothing was tested: it spends nothing, and is said once
+            if [one.says for one in self._log.findings(KIND)] != [found.says]:
+                self._log.record_findings(found.findings)
+            return
+        self._log.record_findings(found.findings)
+        self._due = now + self._budget.every
+        if found.verdict == "alarm":
+            log.warning("%s: drift: %s", self.use_case.name, found.says)
+
+    def _first_due(self, now: float) -> float:
+        """Return when to look first: of an earlier life, or another process, looks count too."""
+        for last in self._log.findings(KIND)[:1]:
+            if last.numbers["rows"]:
+                then = datetime.datetime.fromisoformat(last.at).timestamp()
+                return then + self._budget.every
+        return now
+
+    def _look(self, windows: Windows) -> Drift:
+        return look(
+            self.use_case,
+            self._champion(),
+            windows,
+            self._profiles,
+            self._budget,
+            self._seconds,
+        )
+
+
+class _Lock:
+    """A lock on a file: one process has it, until it gives it back or dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def taken(self) -> bool:
+        """Whether this process has it now; it is taken if nobody else has it."""
+        if self._descriptor is None:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                return False
+            self._descriptor = descriptor
+        return True
+
+    def give_back(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def keep_watching(watchers: Sequence[Watcher]) -> Callable[[], None]:
+    """Let a thread watch from now on; return what ends that, and waits for the step under way."""
+    ending = threading.Event()
+
+    def watch() -> None:
+        while not ending.wait(SECONDS_BETWEEN_STEPS):
+            for watcher in watchers:
+                watcher.step()
+        for watcher in watchers:
+            watcher.close()
+
+    thread = threading.Thread(target=watch, name="drift", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        ending.set()
+        thread.join()
+
+    return stop
