@@ -189,6 +189,18 @@ def test_a_prediction_needs_a_key_from_the_first_key_on_and_is_open_before(world
     [answer] = world.ask(("POST", "/predict", HOUSE, {"x-api-key": "mlk_iris alone"}))
     assert (answer.status, "iris alone" in answer.json["detail"][0]["msg"]) == (403, True)
     assert len(world.logs["iris"].rows) == 4
+
+
+def test_explain_at_the_root_opens_to_a_key_of_the_first_use_case_alone(world: World) -> None:
+    housing = Key("h", digest("mlk_h"), "predict", "housing", "2026", None)
+    world.app.access.take([housing, KEYS["iris alone"]])
+    paths = ("/explain", "/housing/explain")
+    for key, status in (("h", 409), ("iris alone", 403)):
+        asked = [("POST", path, HOUSE, {"x-api-key": f"mlk_{key}"}) for path in paths]
+        # The tiny world's bundles cannot be explained: let in, that is what one is told.
+        assert [answer.status for answer in world.ask(*asked)] == [status] * 2
+    assert not world.logs["housing"].rows
+
     assert not world.logs["housing"].rows
 
 

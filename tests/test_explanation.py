@@ -398,3 +398,18 @@ def test_a_value_is_told_by_where_it_stands_among_those_of_training(
 def test_a_value_that_most_rows_have_stands_in_the_middle_of_them() -> None:
     quantiles = [0.0] * 20 + [1.0] * 60 + [2.0] * 21
     assert standing(1.0, quantiles) == "usual: above 49 % of training rows"
+
+
+def test_the_benchmark_finds_that_all_held_out_rows_add_up(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import explain as benchmark
+
+    monkeypatch.setattr(benchmark, "ROWS", 3)
+    benchmark.run(trained)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[:2] for line in lines] == [
+        ["housing", "GradientBoosting"],
+        ["iris", "LinearDiscriminantAnalysis"],
+    ]
+    assert all(float(line.split()[-1]) < 1e-9 for line in lines)

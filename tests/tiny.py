@@ -42,10 +42,15 @@ class Multiplier:
 
 
 class TinyBundle:
+    """What serving needs of a bundle; one that cannot explain itself."""
+
+    explainer = None
+
     def __init__(self, use_case: UseCase, factor: float) -> None:
         names = [*use_case.fields, *use_case.input_names]
         self.hash = f"{int(factor):064x}"
         self.model = Multiplier(use_case, factor)
+        self.explanation: dict[str, Any] = {}
         self.signature = {
             "training_ranges": {name: [-np.inf, np.inf] for name in names},
             "units": dict.fromkeys(names, "units"),
