@@ -75,7 +75,7 @@ def small(seed: int, depth: int, inputs: int = 4) -> tuple[Forest, np.ndarray, n
     return trees.read(model), rows, targets
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), depth=st.integers(1, 9))
 def test_of_a_tree_they_are_the_average_over_all_orders(seed: int, depth: int) -> None:
     forest, rows, _ = small(seed, depth)
@@ -95,7 +95,7 @@ def test_an_input_that_is_asked_again_on_the_way_is_one_player() -> None:
     assert (found.low < found.high).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_an_input_that_is_never_asked_contributes_nothing(seed: int) -> None:
     forest, rows, _ = small(seed, 5)
@@ -104,7 +104,7 @@ def test_an_input_that_is_never_asked_contributes_nothing(seed: int) -> None:
         assert explained(forest, covered, row)[0, 3] == 0.0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), low=st.floats(-2, 2), high=st.floats(-2, 2))
 def test_inputs_that_do_the_same_contribute_the_same(seed: int, low: float, high: float) -> None:
     """An OR of two inputs, as a tree, over rows that are the same with the two exchanged."""
@@ -197,7 +197,7 @@ def test_counts_that_are_wrong_still_add_up_to_the_answer_and_are_seen_by_other_
     assert abs(faulty[1].base[0] - targets.mean()) > 0.001
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), fields=st.integers(1, 5))
 def test_of_any_model_they_are_the_average_over_all_orders(seed: int, fields: int) -> None:
     rng = np.random.default_rng(seed)
