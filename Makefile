@@ -76,6 +76,7 @@ check: ## check format, lint, types, layers, documents, workflow and what is dep
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
 	@$(BIN)/python tools/manifests.py
+	@$(BIN)/python tools/grafana.py --check
 
 audit: ## look for known vulnerabilities, licences, secrets; list what ships (OFFLINE=1)
 	@$(SETUP) dev

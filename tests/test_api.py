@@ -332,6 +332,7 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
             ("GET", "/health/ready"),
             ("GET", "/metrics"),
             ("GET", "/performance"),
+            ("GET", "/alerts"),
             ("GET", "/predictions/{prediction_id}"),
             ("POST", "/feedback"),
             ("POST", "/predict"),

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import grafana
 import manifests
 import pytest
 import yaml
@@ -26,6 +27,9 @@ from mlops.settings import Settings
 from mlops.usecases import USE_CASES
 
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
+PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
+GRAFANA = REPOSITORY / "deploy" / "grafana" / "provisioning"
+METRICS = (REPOSITORY / "docs" / "metrics.md").read_text()
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
 
@@ -119,13 +123,66 @@ def test_the_example_of_settings_is_complete_and_has_the_defaults():
 
 
 def test_no_file_that_is_deployed_holds_a_secret():
-    files = [*KUBERNETES.iterdir(), REPOSITORY / "compose.yaml", REPOSITORY / ".env.example"]
+    folders = (path for path in (REPOSITORY / "deploy").rglob("*") if path.is_file())
+    files = [*folders, REPOSITORY / "compose.yaml", REPOSITORY / ".env.example"]
     for file in files:
         assert not re.search(r"(?i)\b(password|token|secret_key)\s*[:=]\s*\S", file.read_text()), (
             file
         )
     secret = yaml.safe_load((KUBERNETES / "secret.yaml").read_text())
     assert not {"data", "stringData"} & set(secret)
+
+
+def test_the_dashboards_are_those_of_the_code(tmp_path):
+    copy = shutil.copytree(grafana.FOLDER, tmp_path / "dashboards")
+    assert grafana.problems(copy) == []
+    change(copy / "model.json", "mlops_champion_version", "mlops_champion")
+    (copy / "more.json").write_text("{}")
+    (copy / "service.json").unlink()
+    assert grafana.problems(copy) == [
+        "model.json is stale",
+        "more.json is missing or not ours",
+        "service.json is missing or not ours",
+    ]
+
+
+def test_the_dashboards_ask_the_provisioned_source_for_what_is_there():
+    sources = yaml.safe_load((GRAFANA / "datasources" / "prometheus.yml").read_text())
+    assert [source["uid"] for source in sources["datasources"]] == [grafana.SOURCE["uid"]]
+    documented = set(re.findall(r"^\| `(mlops_\w+)`", METRICS, re.MULTILINE))
+    rules = yaml.safe_load((PROMETHEUS / "rules" / "recording.yml").read_text())
+    recorded = {rule["record"]: rule["expr"] for rule in rules["groups"][0]["rules"]}
+    groups = yaml.safe_load((PROMETHEUS / "rules" / "alerts.yml").read_text())["groups"]
+    alerts = [rule["expr"] for group in groups for rule in group["rules"]]
+    asked = [panel.expr for one in grafana.DASHBOARDS.values() for panel in one]
+    for text in (*asked, *recorded.values(), *alerts):
+        for name in re.findall(r"[\w:]*\bmlops_\w+[\w:]*|use_case\w*:[\w:]+", text):
+            known = re.sub(r"_(bucket|sum|count)$", "", name)
+            assert name in recorded or known in documented, name
+
+
+def test_the_monitoring_services_find_each_other_and_their_files():
+    services = COMPOSE["services"]
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    targets = {
+        target
+        for job in (*config["scrape_configs"], *config["alerting"]["alertmanagers"])
+        for group in job["static_configs"]
+        for target in group["targets"]
+    }
+    sources = yaml.safe_load((GRAFANA / "datasources" / "prometheus.yml").read_text())
+    targets.add(sources["datasources"][0]["url"].removeprefix("http://"))
+    for target in targets - {"localhost:9090"}:
+        name, port = target.split(":")
+        assert any(one.endswith(f":{port}") for one in services[name]["ports"]), target
+    for name in ("prometheus", "alertmanager", "grafana"):
+        assert services[name]["profiles"] == ["monitoring"]
+        for volume in services[name]["volumes"]:
+            source, *_ = volume.split(":")
+            assert (REPOSITORY / source).exists() if "/" in source else source in COMPOSE["volumes"]
+    [provider] = yaml.safe_load((GRAFANA / "dashboards" / "mlops.yml").read_text())["providers"]
+    mounted = [volume.split(":")[1] for volume in services["grafana"]["volumes"]]
+    assert provider["options"]["path"] in mounted
 
 
 def test_ports_are_open_to_this_machine_only_unless_told():

@@ -27,7 +27,7 @@ from mlops.deploy.service import Service
 from mlops.errors import LogUnavailableError
 from mlops.monitor import buckets, counts
 from mlops.monitor.log import SCHEMA, PredictionLog
-from mlops.records import Submission
+from mlops.records import Finding, Submission, Watched
 from mlops.usecases.iris import IRIS
 
 SETOSA = json.dumps(IRIS.examples["setosa"]).encode()
@@ -282,6 +282,21 @@ def test_counts_equal_rows_after_kill_9_of_two_processes(tmp_path):
 # Over HTTP
 
 
+LOOKED = "2026-11-01T12:00:00.000000+00:00"
+WATCHED = Watched(
+    disk_free=0.25,
+    log_lines_behind=3,
+    last_prediction=None,
+    champion_registered=1_790_000_000.0,
+    findings=(
+        Finding("drift", "petal_width", "alarm", "", {"p": 1e-9, "psi": 0.4}, LOOKED),
+        Finding("drift", "traffic", "cannot tell", "", {"rows": 3, "why": "few"}, LOOKED),
+        Finding("quality", "all", "ok", "", {"model_version": 1, "score": {"mean": 0.9}}, LOOKED),
+    ),
+    active={"disk": False, "drift": True},
+)
+
+
 class World:
     """An application over a real log."""
 
@@ -289,6 +304,7 @@ class World:
         self.service = Service(IRIS)
         self.service.start(log, synced=synced)
         self.service.swap(tiny.champion(IRIS, 2))
+        self.service.watched = lambda: WATCHED
         self.app = tiny.app_over(self.service)
 
     async def predict(self, body: bytes = SETOSA, **options: Any) -> tiny.Answer:
@@ -402,6 +418,32 @@ def test_prometheus_reads_what_the_json_form_says(iris_log):
         await world.service.stop()
 
     asyncio.run(run())
+
+
+def test_what_is_watched_beside_the_traffic_is_a_gauge_each(iris_log):
+    async def run() -> dict[tuple[str, ...], float]:
+        world = World(iris_log)
+        await world.predict()
+        text = (await world.metrics("text/plain")).body.decode()
+        await world.service.stop()
+        return samples(text)
+
+    found = asyncio.run(run())
+    assert found["mlops_log_disk_free_ratio", "iris"] == 0.25
+    assert found["mlops_log_lines_behind", "iris"] == 3
+    assert found["mlops_alert_active", "drift", "iris"] == 1
+    assert found["mlops_alert_active", "disk", "iris"] == 0
+    assert found["mlops_peak_hour_requests", "iris", "day"] == 1
+    assert found["mlops_drift_alarm", "2", "petal_width", "iris"] == 1
+    assert found["mlops_drift_value", "psi", "2", "petal_width", "iris"] == 0.4
+    looked = datetime.datetime.fromisoformat(LOOKED).timestamp()
+    assert found["mlops_drift_checked_timestamp_seconds", "iris"] == looked
+    # Of what cannot be told there are numbers, but no verdict.
+    assert found["mlops_drift_value", "rows", "2", "traffic", "iris"] == 3
+    assert ("mlops_drift_alarm", "2", "traffic", "iris") not in found
+    # A finding that names its version keeps it when another has become champion since.
+    assert found["mlops_quality_alarm", "1", "all", "iris"] == 0
+    assert found["mlops_quality_value", "score.mean", "1", "all", "iris"] == 0.9
 
 
 def documented() -> list[list[str]]:

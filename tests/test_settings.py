@@ -36,6 +36,14 @@ VARIABLES = {
     "DRIFT_WINDOW": "drift_window",
     "DRIFT_EVERY": "drift_every",
     "DRIFT_BUDGET": "drift_budget",
+    "ALERT_URLS": "alert_urls",
+    "ALERT_ERROR_RATE": "alert_error_rate",
+    "ALERT_P95_MS": "alert_p95_ms",
+    "ALERT_DISK_FREE": "alert_disk_free",
+    "ALERT_STALE_DAYS": "alert_stale_days",
+    "ALERT_SILENT_MINUTES": "alert_silent_minutes",
+    "ALERT_WINDOW_SECONDS": "alert_window_seconds",
+    "ALERT_HOLD_SECONDS": "alert_hold_seconds",
 }
 
 
@@ -74,6 +82,10 @@ def test_the_defaults_suit_a_laptop():
         ("MAX_CONNECTIONS", "50", 50),
         ("MAX_WAITING", "60", 60),
         ("WORKERS", "3", 3),
+        ("ALERT_URLS", "json://host,slack://a/b/c", "json://host,slack://a/b/c"),
+        ("ALERT_ERROR_RATE", "0.1", 0.1),
+        ("ALERT_P95_MS", "250", 250),
+        ("ALERT_HOLD_SECONDS", "0", 0),
     ],
 )
 def test_each_variable_sets_its_own_setting_and_no_other(monkeypatch, variable, text, value):
@@ -95,6 +107,9 @@ def test_every_setting_has_a_variable():
         ("PORT", ""),
         ("PORT", "80.5"),
         ("MLFLOW_PORT", "-1"),
+        ("ALERT_ERROR_RATE", "5 %"),
+        ("ALERT_ERROR_RATE", "5"),
+        ("ALERT_WINDOW_SECONDS", "1"),
         ("PREDICTIONS_DURABILITY", "never"),
         ("PREDICTIONS_DURABILITY", ""),
     ],

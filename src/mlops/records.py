@@ -135,3 +135,38 @@ class Finding(NamedTuple):
     says: str
     numbers: Mapping[str, Any]
     at: str = ""
+
+
+class Alert(NamedTuple):
+    """One alert, from the first breach of its rule to its end. Times are unix seconds.
+
+    `id` is 0 until it is kept. `opened` is None while the breach has not lasted long enough to be
+    told; `calm_since` is when it was last seen to begin not to be breached.
+    """
+
+    id: int
+    use_case: str
+    rule: str
+    severity: str
+    says: str
+    value: float | None
+    limit: float | None
+    since: float
+    seen: float
+    opened: float | None = None
+    calm_since: float | None = None
+    ended: float | None = None
+
+
+class Watched(NamedTuple):
+    """What is known of a use case beside its traffic. Times are unix seconds; None: not known."""
+
+    disk_free: float | None
+    """Share of the log's disk."""
+    log_lines_behind: int | None
+    """Rows of the log's database that its text file lacks."""
+    last_prediction: float | None
+    champion_registered: float | None
+    findings: tuple[Finding, ...] = ()
+    active: Mapping[str, bool] = {}
+    """By rule, whether its alert is open."""

@@ -180,6 +180,61 @@ class Settings(BaseSettings):
         description="File that holds that key, for secrets that are mounted",
     )
 
+    alert_urls: str = Field(
+        "",
+        validation_alias="ALERT_URLS",
+        repr=False,
+        description="Where alerts are sent, as in `mailtos://…,slack://…,json://…` (apprise's"
+        " addresses); unset: they are listed at `/alerts` only",
+    )
+    alert_error_rate: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        validation_alias="ALERT_ERROR_RATE",
+        description="Share of failed requests (status 400 and more) above which there is an alert",
+    )
+    alert_p95_ms: float = Field(
+        500,
+        gt=0,
+        validation_alias="ALERT_P95_MS",
+        description="Response time of the 95th percentile above which there is an alert",
+    )
+    alert_disk_free: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        validation_alias="ALERT_DISK_FREE",
+        description="Free share of the log's disk below which there is an alert",
+    )
+    alert_stale_days: float = Field(
+        90,
+        ge=0,
+        validation_alias="ALERT_STALE_DAYS",
+        description="Age of the champion above which there is an alert; 0: never",
+    )
+    alert_silent_minutes: float = Field(
+        0,
+        ge=0,
+        validation_alias="ALERT_SILENT_MINUTES",
+        description="Minutes without a prediction after which there is an alert; 0: never",
+    )
+    alert_window_seconds: int = Field(
+        300,
+        ge=10,
+        le=3600,
+        validation_alias="ALERT_WINDOW_SECONDS",
+        description="Traffic that error rate and response time are taken from",
+    )
+    alert_hold_seconds: float = Field(
+        30,
+        ge=0,
+        le=3600,
+        validation_alias="ALERT_HOLD_SECONDS",
+        description="Seconds that a limit must be broken before an alert starts, and kept before"
+        " it ends",
+    )
+
     @property
     def signing_key(self) -> bytes | None:
         """The key that bundles are signed with, None if none is given.
@@ -229,6 +284,11 @@ class Settings(BaseSettings):
     def access_database(self) -> Path:
         """API keys, hashed, and the secret of this installation."""
         return self.home / "access.db"
+
+    @property
+    def alert_database(self) -> Path:
+        """Open alerts and those that ended, and who was told."""
+        return self.home / "alerts.db"
 
     @property
     def studies(self) -> Path:

@@ -35,6 +35,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mlops.deploy import explained, exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
+from mlops.deploy.alerts import Alerts, add_alerts
 from mlops.deploy.drift import add_drift
 from mlops.deploy.feedback_routes import add_feedback
 from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
@@ -249,11 +250,13 @@ def build_app(
     lifespan: Lifespan,
     version: str,
     promote: Promote | None = None,
+    alerts: Alerts | None = None,
 ) -> App:
     """Build the application: one use case at the root, or several, each under its name.
 
     With several, the root speaks for all, and root `/predict` is the first one's. `promote` is
-    what `/admin/promote` does; without it there is no such route.
+    what `/admin/promote` does, and `alerts` what `/alerts` lists; without them there is no such
+    route.
     """
     combined = len(services) > 1
     first = services[0]
@@ -276,6 +279,8 @@ def build_app(
     app.access.open |= {"/v2", "/v2/health/live", "/v2/health/ready"}
     if promote:
         add_admin(app, promote)
+    if alerts:
+        add_alerts(app, alerts, app.use_cases)
     _add_docs(app)
     _add_error_handlers(app)
     return app

@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
@@ -23,20 +23,29 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as PLAIN
 from prometheus_client.exposition import choose_encoder, generate_latest
 
-from mlops.records import Metrics, Totals
+from mlops.records import Metrics, Totals, Watched
 from mlops.usecase import UseCase
 
 NOTHING = Totals(0, {}, 0, {}, None)
+FOUND = {
+    "drift": "the subject drifted from what training saw",
+    "quality": "the subject is predicted worse than it was in training",
+}
+USUAL_STATUSES = (200, 422, 500, 503)
 TEXT_TYPES = ("text/plain", "application/openmetrics-text")
 
 
 class Scrape(NamedTuple):
-    """One use case, as it is at this moment. `metrics` is None before its log is open."""
+    """One use case, as it is at this moment. `metrics` is None before its log is open.
+
+    `watched` is None where nobody watches it.
+    """
 
     use_case: UseCase
     ready: bool
     champion: int | None
     metrics: Metrics | None
+    watched: Watched | None = None
 
 
 def together(scrapes: Sequence[Scrape]) -> dict[str, Any]:
@@ -106,6 +115,8 @@ class _Collector:
         yield self._build()
         yield from self._states()
         yield from self._traffic()
+        yield from self._watched()
+        yield from self._found()
 
     def _build(self) -> Metric:
         build = GaugeMetricFamily(
@@ -133,7 +144,17 @@ class _Collector:
             "Different clients in the window, by X-Client-ID; an estimate, standard error 1.6 %.",
             labels=("use_case", "window"),
         )
-        for use_case, is_ready, version, metrics in self._scrapes:
+        peak_start = GaugeMetricFamily(
+            "mlops_peak_hour_timestamp_seconds",
+            "Beginning of the hour with the most requests in the window, in unix time.",
+            labels=("use_case", "window"),
+        )
+        peak_requests = GaugeMetricFamily(
+            "mlops_peak_hour_requests",
+            "Requests in that hour.",
+            labels=("use_case", "window"),
+        )
+        for use_case, is_ready, version, metrics, _ in self._scrapes:
             name = use_case.name
             ready.add_metric((name,), is_ready)
             if version is not None:
@@ -146,7 +167,11 @@ class _Collector:
                 last.add_metric((name,), moment.timestamp())
             for window, numbers in metrics.windows.items():
                 unique.add_metric((name, window), numbers["unique_users"])
-        yield from (ready, champion, last, unique)
+                if peak := numbers["peak_hour"]:
+                    start = datetime.datetime.fromisoformat(peak["start"])
+                    peak_start.add_metric((name, window), start.timestamp())
+                    peak_requests.add_metric((name, window), peak["requests"])
+        yield from (ready, champion, last, unique, peak_start, peak_requests)
 
     def _traffic(self) -> Iterator[Metric]:
         by_version = ("use_case", "model_version")
@@ -168,7 +193,15 @@ class _Collector:
             "Time from a request's arrival, its body read, to its answer.",
             labels=(*by_version, "status"),
         )
-        for use_case, _, _, metrics in self._scrapes:
+        for use_case, _, version, metrics, _ in self._scrapes:
+            if metrics:
+                # A counter that is not there before its first error has no rate when it comes.
+                there = {(one.model_version, one.status) for one in metrics.series}
+                versions = {one.model_version for one in metrics.series} | {version or 0}
+                for number in versions:
+                    for status in USUAL_STATUSES:
+                        if (number, status) not in there:
+                            requests.add_metric((use_case.name, str(number), str(status)), 0)
             for one in metrics.series if metrics else ():
                 labels = (use_case.name, str(one.model_version))
                 if one.status == 200:
@@ -181,3 +214,85 @@ class _Collector:
                 ]
                 durations.add_metric((*labels, str(one.status)), bounds, one.response_seconds)
         yield from (predictions, warnings, requests, durations)
+
+    def _watched(self) -> Iterator[Metric]:
+        by_use_case = ("use_case",)
+        free = GaugeMetricFamily(
+            "mlops_log_disk_free_ratio",
+            "Free share of the disk that holds the prediction log.",
+            labels=by_use_case,
+        )
+        behind = GaugeMetricFamily(
+            "mlops_log_lines_behind",
+            "Rows of the log's database that predictions.log lacks.",
+            labels=by_use_case,
+        )
+        registered = GaugeMetricFamily(
+            "mlops_champion_registered_timestamp_seconds",
+            "When the champion was registered, in unix time.",
+            labels=by_use_case,
+        )
+        active = GaugeMetricFamily(
+            "mlops_alert_active",
+            "1 while the server's own alert of that rule is open, else 0.",
+            labels=("use_case", "rule"),
+        )
+        for scrape, watched in self._pairs():
+            labels = (scrape.use_case.name,)
+            for family, value in (
+                (free, watched.disk_free),
+                (behind, watched.log_lines_behind),
+                (registered, watched.champion_registered),
+            ):
+                if value is not None:
+                    family.add_metric(labels, value)
+            for rule, is_open in watched.active.items():
+                active.add_metric((*labels, rule), is_open)
+        yield from (free, behind, registered, active)
+
+    def _found(self) -> Iterator[Metric]:
+        """Yield what the monitors found when they last looked."""
+        for kind, what in FOUND.items():
+            by_subject = ("use_case", "model_version", "subject")
+            alarm = GaugeMetricFamily(
+                f"mlops_{kind}_alarm",
+                f"1 if {what}, 0 if not; none where it cannot be told.",
+                labels=by_subject,
+            )
+            value = GaugeMetricFamily(
+                f"mlops_{kind}_value", "What that rests on.", labels=(*by_subject, "measure")
+            )
+            checked = GaugeMetricFamily(
+                f"mlops_{kind}_checked_timestamp_seconds",
+                "When that was last looked at, in unix time.",
+                labels=("use_case",),
+            )
+            for scrape, watched in self._pairs():
+                name, mine = scrape.use_case.name, [f for f in watched.findings if f.kind == kind]
+                for one in mine:
+                    version = str(one.numbers.get("model_version", scrape.champion or 0))
+                    labels = (name, version, one.subject)
+                    if one.verdict != "cannot tell":
+                        alarm.add_metric(labels, one.verdict == "alarm")
+                    for measure, number in _numbers(one.numbers):
+                        value.add_metric((*labels, measure), number)
+                if mine:
+                    moment = datetime.datetime.fromisoformat(mine[0].at)
+                    checked.add_metric((name,), moment.timestamp())
+            yield from (alarm, value, checked)
+
+    def _pairs(self) -> Iterator[tuple[Scrape, Watched]]:
+        for scrape in self._scrapes:
+            if scrape.watched:
+                yield scrape, scrape.watched
+
+
+def _numbers(part: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number in a finding's by its name; of a part of a part, "part.name"."""
+    if isinstance(part, Mapping):
+        for key, inner in part.items():
+            if key == "model_version":  # a label already
+                continue
+            yield from _numbers(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(part, int | float):
+        yield name, float(part)

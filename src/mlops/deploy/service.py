@@ -31,7 +31,7 @@ from mlops.errors import (
     NotTrainedError,
     OverloadedError,
 )
-from mlops.records import Attached, Failure, Metrics, Prediction
+from mlops.records import Attached, Failure, Metrics, Prediction, Watched
 from mlops.usecase import UseCase
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -95,6 +95,7 @@ class Service:
         self.attach_truths: Callable[[Sequence[Truth]], Attached] | None = None
         self.look_at_quality: Callable[[str, int | None], dict[str, Any]] | None = None
         self.drift: Callable[[], dict[str, Any]] | None = None
+        self.watched: Callable[[], Watched] | None = None
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
@@ -201,14 +202,15 @@ class Service:
         Answers that went out before are in it, unless the log does not take them at once. Raises
         `LogUnavailableError` if it cannot be read.
         """
-        metrics = None
+        metrics = watched = None
         if self._log and self._group:
             if not self._log.failed:
                 await asyncio.wait([self._group.flush()], timeout=LONGEST_FLUSH)
             metrics = await asyncio.to_thread(self._log.metrics)
+            watched = await asyncio.to_thread(self.watched) if self.watched else None
         champion = self.champion
         version = champion.version if champion else None
-        return Scrape(self.use_case, not self.not_ready(), version, metrics)
+        return Scrape(self.use_case, not self.not_ready(), version, metrics, watched)
 
     def prediction(self, prediction_id: str) -> dict[str, Any] | None:
         """Return a logged prediction and where its version came from, or None. Not who asked."""

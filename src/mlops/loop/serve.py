@@ -32,6 +32,7 @@ from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.alerts import Watch
 from mlops.loop.performance import look, measure_of, quality_findings
 from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.degradation import KIND
@@ -57,12 +58,14 @@ log = logging.getLogger("uvicorn.error")
 def serve(*names: str, settings: Settings | None = None) -> App:
     """Return the application for one use case, or for several on one server."""
     services = [Service(find(name)) for name in names]
+    watches: list[Watch] = []
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         now = settings or read_settings()
         app.limits = limits(now)
-        async with _running(services, app.access, now):
+        async with _running(services, app.access, now) as watch:
+            watches[:] = [watch]
             yield
 
     async def promote(use_case: str, version: int, reason: str) -> dict[str, Any]:
@@ -70,7 +73,12 @@ def serve(*names: str, settings: Settings | None = None) -> App:
             raise UsageError(f"no use case {use_case} is served here", f"one of {', '.join(names)}")
         return await _promote(use_case, version, reason, settings or read_settings())
 
-    app = build_app(services, lifespan=lifespan, version=mlops.__version__, promote=promote)
+    def alerts(asked: Sequence[str]) -> dict[str, Any]:
+        return watches[0].listed(asked)
+
+    app = build_app(
+        services, lifespan=lifespan, version=mlops.__version__, promote=promote, alerts=alerts
+    )
     return app
 
 
@@ -87,7 +95,7 @@ def limits(settings: Settings) -> Limits:
 @contextlib.asynccontextmanager
 async def _running(
     services: Sequence[Service], access: Access, settings: Settings
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Watch]:
     followers, logs, watchers = [], [], []
     with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
         rate = parse_rate(settings.rate_limit)
@@ -122,18 +130,25 @@ async def _running(
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
-            looking = asyncio.create_task(_keep_looking(services, followers, access, keys))
-            pruning = asyncio.create_task(_keep_pruning(logs, settings))
-            judging = asyncio.create_task(_keep_judging(services, logs, settings))
-            stop_watching = keep_watching(watchers)
-            try:
-                yield
-            finally:
-                looking.cancel()
-                pruning.cancel()
-                judging.cancel()
-                await asyncio.gather(looking, pruning, judging, return_exceptions=True)
-                await asyncio.to_thread(stop_watching)
+            with Watch(services, logs, settings) as watch:
+                for service in services:
+                    service.watched = functools.partial(watch.watched, service.use_case.name)
+                work = (
+                    _keep_looking(services, followers, access, keys),
+                    _keep_pruning(logs, settings),
+                    _keep_judging(services, logs, settings),
+                    watch.keep_looking(),
+                    watch.keep_telling(),
+                )
+                stop_watching = keep_watching(watchers)
+                tasks = [asyncio.create_task(one) for one in work]
+                try:
+                    yield watch
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+                    await asyncio.to_thread(stop_watching)
         finally:
             for service in services:
                 await service.stop()

@@ -102,6 +102,7 @@ PAGES_GIVEN_BACK = 256
 BUSY_SLEEP_SECONDS = 0.0005
 IMPATIENT_SLEEP_SECONDS = 0.00005
 IMPATIENT_TRIES = 5
+SECONDS_TO_FOLLOW = 0.5
 LONGEST_PAUSE_MS = 20
 """How long a checkpoint may keep writers waiting for a reader."""
 Answer = tuple[Prediction, ...] | IdempotencyConflictError
@@ -307,6 +308,20 @@ class PredictionLog:
         """Keep what a monitor found as its latest look. Raises `LogUnavailableError`."""
         with self._lock, self._writing() as connection:
             findings.record(connection, found, clock.utc())
+
+    def traffic(self, seconds: int, now: float) -> dict[str, Any]:
+        """Return the traffic of the last `seconds` before `now`, as of the last commit."""
+        with self._reading() as connection:
+            return metrics.traffic(connection, seconds, now)
+
+    def lines_behind(self) -> int:
+        """Return how many rows the text file lacks. It is given a moment to follow a commit."""
+        last: int
+        [(last,)] = self._read(f'SELECT ifnull(max(id), 0) FROM "{self._table}"')  # noqa: S608
+        deadline = time.monotonic() + SECONDS_TO_FOLLOW
+        while (behind := last - self._file.last_id()) > 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return max(0, behind)
 
     def span(self, version: int) -> tuple[str, str] | None:
         """Return when a version made its first and its last prediction, or None if it made none.

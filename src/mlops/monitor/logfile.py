@@ -94,6 +94,22 @@ class LogFile:
                     self._rotate(last_id)
                 return from_memory or len(rows) < ROWS_PER_STEP
 
+    def last_id(self) -> int:
+        """Return the id in the last line of the file, or of the newest full one, else 0.
+
+        It takes no lock: asked while somebody writes, it is that of a line before.
+        """
+        with contextlib.suppress(OSError):  # none there, or no file at all
+            descriptor = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found = _last_line(descriptor, os.fstat(descriptor).st_size)
+            finally:
+                os.close(descriptor)
+            if found and found[1]:
+                return found[1]
+        full = self.full()
+        return int(full[-1].suffix[1:]) if full else 0
+
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)

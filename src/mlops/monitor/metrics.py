@@ -74,6 +74,23 @@ def read(connection: apsw.Connection, now: float | None = None) -> Metrics:
     return Metrics(_totals(ever), windows, _series(ever, durations))
 
 
+def traffic(connection: apsw.Connection, seconds: int, now: float) -> dict[str, Any]:
+    """Return the numbers of the last `seconds` for all versions, but neither clients nor peaks.
+
+    The window begins with a whole bucket: up to two minutes back it is exact to the second.
+    """
+    since = int(now) - seconds
+    durations = [
+        _Duration(*row)
+        for row in connection.execute(
+            f"""SELECT model_version, status, start + width, seconds, histogram FROM durations
+            WHERE {IN_WINDOW}""",  # noqa: S608  a constant
+            {"since": since},
+        )
+    ]
+    return _window(since, seconds, _sums(connection, since), durations, {}, {})
+
+
 def _totals(sums: Iterable[_Sum]) -> Totals:
     by_version: dict[int, int] = defaultdict(int)
     failed: dict[int, int] = defaultdict(int)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import drift, explaining, quality
+from mlops.verbs import alerts, drift, explaining, quality
 
 __all__ = ["COMMANDS"]
 
@@ -17,4 +17,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     **explaining.COMMANDS,
     **drift.COMMANDS,
     **quality.COMMANDS,
+    **alerts.COMMANDS,
 }

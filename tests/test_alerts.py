@@ -1,0 +1,199 @@
+"""Alerts of a real server: seen, listed, and told to a real webhook, once each way."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from conftest import Server, free_port, mlops, run
+
+from mlops.usecases.iris import IRIS
+
+SETOSA = IRIS.examples["setosa"]
+FAST = {"ALERT_WINDOW_SECONDS": "10", "ALERT_HOLD_SECONDS": "1"}
+SECONDS = 60
+
+
+class Hook:
+    """A webhook that keeps what it is told, in order. Told to be `down`, it answers 503."""
+
+    def __init__(self, port: int = 0) -> None:
+        told: list[dict[str, Any]] = []
+        self.told, self.down, self.refused = told, False, 0
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if hook.down:
+                    hook.refused += 1
+                else:
+                    told.append(body)
+                self.send_response(503 if hook.down else 200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Nothing is printed."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
+        self.url = f"json://127.0.0.1:{self.port}/hidden-path"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def titles(self) -> list[str]:
+        return [one["title"] for one in self.told]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.close()
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
+    """Wait for it; return what came."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def plant_errors(server: Server, number: int = 20, good: int = 5) -> None:
+    for _ in range(good):
+        assert server.request("/predict", SETOSA)[0] == 200
+    for _ in range(number):
+        assert server.request("/predict", {})[0] == 422
+
+
+def ask_well(server: Server, path: str = "/predict") -> bool:
+    """Ask for enough predictions that the share of errors can be told."""
+    return all(server.request(path, SETOSA)[0] == 200 for _ in range(10))
+
+
+def opened(server: Server) -> list[str]:
+    return [one["rule"] for one in server.request("/alerts")[1]["open"]]
+
+
+def test_errors_are_told_once_when_they_start_and_once_when_they_end(serve, hook, home):
+    server = serve("iris", ALERT_URLS=hook.url, **FAST)
+    assert server.request("/alerts")[1]["open"] == []
+    plant_errors(server)
+    until(lambda: hook.told, "a message of the start")
+    [alert] = server.request("/alerts")[1]["open"]
+    assert (alert["use_case"], alert["rule"], alert["until"]) == ("iris", "error_rate", None)
+    assert alert["value"] == pytest.approx(0.8)
+    assert "80.0% of 25 requests in 10 s failed (20 with 422); the limit is 5.0%" in alert["says"]
+    listed = mlops("alerts", "--json", home=home, check=False)
+    assert listed.returncode == 1
+    assert json.loads(listed.stdout)["open"][0]["rule"] == "error_rate"
+
+    until(lambda: ask_well(server) and len(hook.told) > 1, "a message of the end")
+    time.sleep(2.5)  # two more looks
+    assert hook.titles == ["Critical: iris: error rate", "Ended: iris: error rate"]
+    assert [one["type"] for one in hook.told] == ["failure", "success"]
+    assert "80.0% of 25 requests" in hook.told[0]["message"]
+    answer = server.request("/alerts")[1]
+    assert answer["open"] == []
+    [alert] = answer["ended"]
+    assert [(one["channel"], one["event"], one["error"]) for one in alert["notified"]] == [
+        ("json", "started", None),
+        ("json", "ended", None),
+    ]
+    assert all(one["sent"] for one in alert["notified"])
+    assert "hidden-path" not in json.dumps(answer) + server.printed()
+    shown = mlops("alerts", home=home)
+    assert "open: none" in shown.stdout
+    assert "iris error_rate" in shown.stdout
+
+
+@pytest.mark.slow
+def test_two_workers_a_kill_and_a_hook_that_is_down_make_one_message_each(serve, hook):
+    hook.down = True
+    options = {"ALERT_URLS": hook.url, "WORKERS": "2", **FAST, "ALERT_WINDOW_SECONDS": "30"}
+    server = serve(**options)
+    for _ in range(25):
+        assert server.request("/iris/predict", {})[0] == 422
+    until(lambda: hook.refused > 1, "a second attempt")
+    [channel] = until(
+        lambda: [one for one in server.request("/alerts")[1]["channels"] if one["error"]],
+        "the channel is named as failing",
+    )
+    assert channel["waiting"] == 1
+    server.kill()  # its workers follow it
+    port = server.port
+    time.sleep(1)
+    hook.down = False
+    server = serve(port=port, **options)
+    until(lambda: hook.told, "the start, told after the restart")
+    assert server.request("/iris/alerts")[1]["open"][0]["rule"] == "error_rate"
+    assert server.request("/housing/alerts")[1]["open"] == []
+    until(lambda: ask_well(server, "/iris/predict") and len(hook.told) > 1, "the end")
+    time.sleep(5)
+    assert hook.titles == ["Critical: iris: error rate", "Ended: iris: error rate"]
+
+
+def test_a_log_that_stops_growing_and_a_champion_that_is_old_are_alerts(serve, hook, home):
+    text = home / "irislogs" / "predictions.log"
+    server = serve("iris", ALERT_URLS=hook.url, ALERT_STALE_DAYS="0.000001", **FAST)
+    assert server.request("/predict", SETOSA)[0] == 200
+    text.unlink()
+    text.mkdir()  # nobody, root included, can write to it as a file
+    assert server.request("/predict", SETOSA)[0] == 200
+    until(lambda: set(opened(server)) == {"log_stopped", "stale_model"}, "both are open")
+    text.rmdir()
+    until(lambda: opened(server) == ["stale_model"], "the log has caught up by itself")
+    assert len(text.read_text().splitlines()) == 2
+    until(lambda: len(hook.told) == 3, "three messages")
+    assert sorted(hook.titles) == [
+        "Critical: iris: log stopped",
+        "Ended: iris: log stopped",
+        "Warning: iris: stale model",
+    ]
+
+
+def test_each_channel_is_tried_and_the_one_that_fails_is_named(hook, tmp_path):
+    nobody = f"json://127.0.0.1:{free_port()}/hidden-path"
+    urls = f"{hook.url},{nobody},nonsense://hidden-path"
+    done = mlops("alerts", "test", "--json", home=tmp_path, check=False, ALERT_URLS=urls)
+    assert done.returncode == 1
+    found = {one["channel"]: one["error"] for one in json.loads(done.stdout)}
+    assert found["json"] is None
+    assert "Connection error" in found["json 2"]
+    assert "no address that apprise knows" in found["nonsense"]
+    assert hook.titles == ["mlops: test"]
+    assert "hidden-path" not in done.stdout + done.stderr
+
+    done = mlops("alerts", "test", home=tmp_path, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no channel is configured — set ALERT_URLS" in done.stderr
+
+
+def test_a_server_says_at_its_start_that_an_address_is_none(home):
+    done = run(
+        *("python", "-m", "mlops.cli", "serve", "iris", "--port", str(free_port())),
+        home=home,
+        check=False,
+        ALERT_URLS="hunter2",
+    )
+    assert done.returncode != 0
+    assert "ALERT_URLS: number 1 is no address" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_where_no_server_ran_nothing_is_open_and_it_says_so(tmp_path):
+    done = mlops("alerts", home=tmp_path)
+    assert "never checked: no server ran here" in done.stdout
+    assert not (tmp_path / "alerts.db").exists()
