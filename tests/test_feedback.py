@@ -16,6 +16,7 @@ from conftest import Server, copy_project, mlops, start_server
 from mlops.build.data import prepare, split
 from mlops.deploy.feedback import LARGEST_BATCH, actual_value
 from mlops.deploy.service import Service
+from mlops.loop.performance import judge, measure_of
 from mlops.loop.serve import open_log
 from mlops.records import Attached
 from mlops.settings import read_settings
@@ -295,6 +296,22 @@ def test_the_story_without_truth_with_truth_and_when_the_world_changes(answered)
     drawn = mlops("performance", "housing", home=home, check=False).stdout
     assert "alarm: all rows: r2_score" in drawn
     assert "muted: its last" in drawn
+
+
+def test_quality_is_judged_once_an_hour_whoever_looks_and_kept_among_the_findings(answered):
+    home, truth = answered
+    settings = read_settings(MLOPS_HOME=str(home))
+    logs = [open_log(HOUSING, settings) for _ in range(2)]
+    pairs = [(one, float(actual) / 2) for one, actual in truth.itertuples(index=False)]
+    logs[0].attach(pairs, measure_of(HOUSING, settings))
+    assert [judge(HOUSING, log, settings) for log in (*logs, *logs)] == [True, *[False] * 3]
+    kept = {finding.subject: finding for finding in logs[1].findings("quality")}
+    assert kept["all rows"].verdict == "alarm"
+    assert kept["estimate"].verdict == "alarm"
+    assert kept["estimate"].says.startswith("muted: its last estimate")
+    assert kept["income low"].numbers["rows"] > 100
+    for log in logs:
+        log.close()
 
 
 def test_a_file_that_is_no_table_of_truths_is_refused(answered, tmp_path):

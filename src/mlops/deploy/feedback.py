@@ -39,10 +39,11 @@ class Takes(Protocol):
 
 
 class Feedback(NamedTuple):
-    """An answer: its status and what it says."""
+    """An answer: its status, what it says, and how many items were sent."""
 
     status: int
     says: dict[str, Any]
+    items: int = 0
 
 
 class _RefusedError(Exception):
@@ -100,10 +101,10 @@ async def take(services: Sequence[Takes], body: bytes) -> Feedback:
         answer["unknown"].append(prediction_id)
         left.append((place, 404, _unknown(where(place))))
     if not left:
-        return Feedback(200, answer)
+        return Feedback(200, answer, len(items))
     left.sort(key=lambda one: one[0])
     detail = [entry for _, _, details in left for entry in details]
-    return Feedback(max(status for _, status, _ in left), {**answer, "detail": detail})
+    return Feedback(max(status for _, status, _ in left), {**answer, "detail": detail}, len(items))
 
 
 async def _attach(

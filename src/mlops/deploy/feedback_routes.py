@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from mlops.deploy.feedback import ID, LARGEST_BATCH, take
+from mlops.deploy.inference_protocol import CHARGE
 from mlops.deploy.schemas import ErrorAnswer, FeedbackAnswer, FeedbackRefusal
 from mlops.deploy.service import Service
 from mlops.errors import UsageError
@@ -29,6 +30,7 @@ def add_feedback(router: APIRouter, services: Sequence[Service]) -> None:
         Each item stands for itself: whatever is right is attached, and all else is named.
         """
         taken = await take(services, await request.body())
+        request.scope[CHARGE](taken.items)
         return JSONResponse(taken.says, taken.status)
 
     router.add_api_route(

@@ -16,7 +16,7 @@ from mlops.improve.ledger import Ledger
 from mlops.monitor.degradation import KIND
 from mlops.monitor.log import PredictionLog
 from mlops.monitor.metrics import utc
-from mlops.monitor.performance import DAY, HOUR, Sealed, cells_from, performance, unsealed
+from mlops.monitor.performance import DAY, HOUR, Sealed, cells_from, performance, step_of, unsealed
 from mlops.monitor.quality import measure
 from mlops.monitor.truths import Measure
 from mlops.package.bundle import verify
@@ -63,7 +63,7 @@ def look(
     return performance(
         use_case,
         version,
-        log.quality(since, until),
+        log.quality(since, until, step_of(since, until)),
         {number: sealed(bundle) for number, bundle in bundles.items()},
         log.rows(ESTIMATED_ROWS, version=version, since=utc(since)),
         since=since,
@@ -71,6 +71,18 @@ def look(
         predictions=log.predictions(since, until),
         alpha=FALSE_ALARMS_A_YEAR / LOOKS_A_YEAR,
     )
+
+
+def judge(use_case: UseCase, log: PredictionLog, settings: Settings) -> bool:
+    """Keep what is found of quality among the log's findings, if that was not done this hour.
+
+    Several processes may try: whoever comes first does it. Returns whether it was done.
+    """
+    hour_ago = utc(int(clock.unix()) - HOUR)
+    if any(finding.at > hour_ago for finding in log.findings(KIND)):
+        return False
+    log.record_findings(quality_findings(use_case, log, settings))
+    return True
 
 
 def quality_findings(use_case: UseCase, log: PredictionLog, settings: Settings) -> list[Finding]:

@@ -33,9 +33,8 @@ from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.alerts import Watch
-from mlops.loop.performance import look, measure_of, quality_findings
+from mlops.loop.performance import judge, look, measure_of
 from mlops.loop.watching import Watcher, keep_watching
-from mlops.monitor.degradation import KIND
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import GOLDEN_TOLERANCE, Bundle, open_bundle
 from mlops.records import Prediction
@@ -46,7 +45,7 @@ from mlops.usecases import find
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_TRIES = 2.0
 SECONDS_BETWEEN_PRUNINGS = 60.0
-SECONDS_BETWEEN_JUDGEMENTS = 3600.0
+SECONDS_BETWEEN_JUDGEMENTS = 60.0
 SECONDS_BETWEEN_STEPS = 0.05
 MEGABYTE = 1_000_000
 KEPT_OPEN = 4
@@ -364,21 +363,14 @@ async def _keep_pruning(logs: Sequence[PredictionLog], settings: Settings) -> No
 async def _keep_judging(
     services: Sequence[Service], logs: Sequence[PredictionLog], settings: Settings
 ) -> None:
-    """Look at the quality of each champion once an hour, whichever of several workers it is."""
+    """Have the quality of each champion judged once an hour, by whichever worker comes first."""
     while True:
-        await asyncio.sleep(SECONDS_BETWEEN_JUDGEMENTS / 60)
-        before = days_ago(SECONDS_BETWEEN_JUDGEMENTS / 86_400)
+        await asyncio.sleep(SECONDS_BETWEEN_JUDGEMENTS)
         for service, prediction_log in zip(services, logs, strict=True):
             if service.champion is None:
                 continue
             try:
-                last = await asyncio.to_thread(prediction_log.findings, KIND)
-                if any(finding.at > before for finding in last):
-                    continue
-                found = await asyncio.to_thread(
-                    quality_findings, service.use_case, prediction_log, settings
-                )
-                await asyncio.to_thread(prediction_log.record_findings, found)
+                await asyncio.to_thread(judge, service.use_case, prediction_log, settings)
             except MlopsError as error:
                 log.error("%s: quality could not be judged: %s", service.use_case.name, error)
 

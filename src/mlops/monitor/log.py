@@ -239,13 +239,14 @@ class PredictionLog:
         self.sync()
         return done
 
-    def quality(self, since: int, until: int, version: int | None = None) -> list[Sums]:
+    def quality(self, since: int, until: int, step: int = 3600) -> list[Sums]:
         """Return the sums of quality of the hours from `since` on and before `until`.
 
-        Both in unix seconds; an hour is that of the prediction, however late its truth came.
+        In unix seconds; an hour is that of the prediction, however late its truth came. `step`
+        seconds are added up to one.
         """
         with self._reading() as connection:
-            return truths.read(connection, since, until, version)
+            return truths.read(connection, since, until, step)
 
     def predictions(self, since: int, until: int) -> int:
         """Return how many predictions were made in that time, as they were counted."""

@@ -82,7 +82,7 @@ def performance(
     `recent` are logged predictions of `version`, for the estimate; `sums` are those of the window
     and of whatever versions are to be shown.
     """
-    step = HOUR if until - since <= HOURLY_UP_TO else DAY
+    step = step_of(since, until)
     mine = [one for one in sums if one.key.model_version == version]
     own = sealed.get(version)
     everything = _at(sums, ALL)
@@ -168,14 +168,14 @@ def _scores(use_case: UseCase, found: estimating.Estimate, matrix: np.ndarray) -
         return {"accuracy": Score(1 - found.loss, max(1 - found.high, 0.0), 1 - found.low)}
     spread = float(matrix[:, -1].var())
 
-    def r2(mse: float) -> float:
-        return spread / (spread + mse) if spread + mse else math.nan
-
-    return {
+    scores = {
         "mse": loss,
         "rmse": Score(*(math.sqrt(value) for value in (found.loss, found.low, found.high))),
-        "r2_score": Score(r2(found.loss), r2(found.high), r2(found.low)),
     }
+    if spread:
+        r2 = (spread / (spread + mse) for mse in (found.loss, found.high, found.low))
+        scores["r2_score"] = Score(*r2)
+    return scores
 
 
 def _bands(
@@ -195,6 +195,11 @@ def _bands(
 
 def _at(sums: Iterable[Sums], place: tuple[str, str]) -> list[Sums]:
     return [one for one in sums if (one.key.slice, one.key.band) == place]
+
+
+def step_of(since: int, until: int) -> int:
+    """Return the seconds of one entry of the series: hours of a short window, else days."""
+    return HOUR if until - since <= HOURLY_UP_TO else DAY
 
 
 def _grouped(sums: Iterable[Sums], by: Callable[[Key], Any]) -> list[tuple[Any, list[Sums]]]:

@@ -20,13 +20,15 @@ from mlops.monitor.quality import COLUMNS, Actual, Key, Sums
 from mlops.records import Attached, Conflict, Prediction
 
 # `actual` has no type, like the prediction that it belongs to.
-SCHEMA = f"""
+SCHEMA = """
 CREATE TABLE truths(
     prediction_id TEXT PRIMARY KEY, actual NOT NULL, received_utc TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE quality(
     hour INTEGER NOT NULL, model_version INTEGER NOT NULL, slice TEXT NOT NULL, band TEXT NOT NULL,
     actual TEXT NOT NULL, predicted TEXT NOT NULL,
-    {", ".join(f"{name} REAL NOT NULL" for name in COLUMNS)},
+    rows REAL NOT NULL, loss REAL NOT NULL, loss2 REAL NOT NULL, absolute REAL NOT NULL,
+    y REAL NOT NULL, y2 REAL NOT NULL, y3 REAL NOT NULL, y4 REAL NOT NULL,
+    loss_y REAL NOT NULL, loss_y2 REAL NOT NULL,
     PRIMARY KEY (hour, model_version, slice, band, actual, predicted)) WITHOUT ROWID;
 """
 ADD = f"""
@@ -34,9 +36,10 @@ INSERT INTO quality VALUES ({", ".join("?" * (len(Key._fields) + len(COLUMNS)))}
 ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)}
 """  # noqa: S608  names of ours
 READ = f"""
-SELECT {", ".join((*Key._fields, *COLUMNS))} FROM quality
-WHERE hour >= :since AND hour < :until AND (:version IS NULL OR model_version = :version)
-ORDER BY hour
+SELECT hour - hour % :step AS start, {", ".join(Key._fields[1:])},
+    {", ".join(f"sum({name})" for name in COLUMNS)}
+FROM quality WHERE hour >= :since AND hour < :until
+GROUP BY start, {", ".join(Key._fields[1:])} ORDER BY start
 """  # noqa: S608  names of ours
 
 Measure = Callable[[Sequence[Prediction], Sequence[Actual]], Sequence[Sums]]
@@ -82,11 +85,12 @@ def forget(connection: apsw.Connection, prediction_ids: Sequence[str]) -> None:
     )
 
 
-def read(
-    connection: apsw.Connection, since: int, until: int, version: int | None = None
-) -> list[Sums]:
-    """Return the sums of the hours that begin from `since` on and before `until`, by hour."""
-    bindings = {"since": since, "until": until, "version": version}
+def read(connection: apsw.Connection, since: int, until: int, step: int) -> list[Sums]:
+    """Return the sums of the hours that begin from `since` on and before `until`, by time.
+
+    `step` seconds are added up to one: an hour, or a number of hours. All are unix seconds.
+    """
+    bindings = {"since": since, "until": until, "step": step}
     width = len(Key._fields)
     return [
         Sums(Key(*row[:width]), np.array(row[width:], dtype=float))
