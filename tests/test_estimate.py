@@ -193,3 +193,18 @@ def test_a_muted_estimate_gives_no_number():
     assert (found["state"], found["scores"]) == ("muted", {})
     assert "its last 3 estimates" in found["says"]
     assert len(found["grades"]) == 3
+
+
+@pytest.mark.slow
+def test_on_the_real_table_the_figures_of_the_benchmark_hold(tmp_path):
+    from benchmarks import quality as benchmark
+
+    parts, model = benchmark.trained(tmp_path, "GradientBoosting")
+    worlds = [benchmark.world(parts, model, seed) for seed in range(3)]
+    for seed, one in enumerate(worlds):
+        assert benchmark.alarms(one, 300, 0.001, 300, seed=seed) <= 0.01
+        assert benchmark.alarms(one, 300, 0.001, 50, factor=0.7, seed=seed) == 1
+        assert benchmark.coverage(one, 300, 200, one.every, seed) > 0.88
+        assert not any(benchmark.muted(one, [1.0] * 10, 100, seed))
+        assert benchmark.muted(one, [1.0] * 5 + [0.6] * 5, 300, seed)[-1]
+    assert benchmark.cost(worlds[0], items=500) > 0
