@@ -293,6 +293,14 @@ def test_the_story_without_truth_with_truth_and_when_the_world_changes(answered)
     assert found["findings"][0]["verdict"] == "alarm"
     assert found["estimate"]["state"] == "muted"
     assert found["estimate"]["scores"] == {}
+    # Truths come late: that it was wrong is known in a window that has none of them, too.
+    log = open_log(HOUSING, read_settings(MLOPS_HOME=str(home)))
+    log._writer.execute("UPDATE quality SET hour = hour - 90 * 3600")
+    log.close()
+    done = mlops("performance", "housing", "--window", "24h", "--json", home=home, check=False)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["truths"]) == (3, 0)
+    assert found["estimate"]["state"] == "muted"
     drawn = mlops("performance", "housing", home=home, check=False).stdout
     assert "alarm: all rows: r2_score" in drawn
     assert "muted: its last" in drawn

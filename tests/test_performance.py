@@ -39,6 +39,7 @@ def looked_at(sums: list[Sums], *, hours: int, version: int = 2):
         sums,
         {1: None, 2: sealed()},
         [],
+        [],
         since=START,
         until=START + hours * HOUR,
         predictions=999,

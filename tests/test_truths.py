@@ -134,6 +134,23 @@ def test_a_truth_counts_in_the_hour_of_its_prediction_and_in_its_bands(log: Pred
     assert values.tolist()[:5] == [1, 9.0, 81.0, 3.0, 5.0]
 
 
+def test_the_newest_sums_of_a_slice_are_those_of_its_last_hours(log: PredictionLog) -> None:
+    log.attach([(f"p{number}", 1.5) for number in range(60)], measure)
+    found = log.newest_quality(2, "income", 3)  # version 2 made those with odd numbers
+    assert [one.key.hour % 86_400 // 3600 for one in found] == [19, 21, 23]
+    assert {(one.key.model_version, one.key.slice) for one in found} == {(2, "income")}
+
+
+def test_days_are_their_hours_added_up(log: PredictionLog) -> None:
+    log.attach([(f"p{number}", 1.5) for number in range(60)], measure)
+    days = [one for one in log.quality(0, FAR, 86_400) if one.key.slice == ""]
+    hours = [one for one in log.quality(0, FAR) if one.key.slice == ""]
+    assert [one.key.hour % 86_400 for one in days] == [0, 0]
+    assert sum(one.values for one in days).tolist() == pytest.approx(
+        sum(one.values for one in hours).tolist()
+    )
+
+
 def test_the_truth_of_a_pruned_prediction_is_unknown_and_what_it_added_stays(
     log: PredictionLog,
 ) -> None:

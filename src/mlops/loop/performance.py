@@ -14,10 +14,11 @@ from mlops import clock
 from mlops.errors import BundleError, NotTrainedError, UsageError
 from mlops.improve.ledger import Ledger
 from mlops.monitor.degradation import KIND
+from mlops.monitor.estimate import SUMS_OF_GRADES
 from mlops.monitor.log import PredictionLog
 from mlops.monitor.metrics import utc
 from mlops.monitor.performance import DAY, HOUR, Sealed, cells_from, performance, step_of, unsealed
-from mlops.monitor.quality import measure
+from mlops.monitor.quality import RISK, measure
 from mlops.monitor.truths import Measure
 from mlops.package.bundle import verify
 from mlops.records import Finding, Verdict
@@ -66,6 +67,7 @@ def look(
         log.quality(since, until, step_of(since, until)),
         {number: sealed(bundle) for number, bundle in bundles.items()},
         log.rows(ESTIMATED_ROWS, version=version, since=utc(since)),
+        log.newest_quality(version, RISK, SUMS_OF_GRADES),
         since=since,
         until=until,
         predictions=log.predictions(since, until),

@@ -15,6 +15,7 @@ than chance explains, the estimate is muted until the newest grades are good aga
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,13 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from mlops.monitor.quality import FEWEST_ROWS, RISK, Z_95, Sums
+from mlops.monitor.quality import FEWEST_ROWS, Z_95, Sums
 from mlops.records import Prediction
 from mlops.usecase import UseCase
 
 GRADED = 5
 """How many of the newest grades decide whether the estimate is believed."""
 ROWS_OF_A_GRADE = 100
+SUMS_OF_GRADES = 1_000
+"""So many of the newest sums hold all grades: a sum is of one truth at least."""
 Z_MUTED = 3.2905267314918945
 """Beyond this an estimate missed by more than chance: once in 1,000 looks if it is right."""
 
@@ -127,29 +130,28 @@ def estimate(sealed: Mapping[str, Any], cells: np.ndarray) -> Estimate | None:
 
 
 def grades(sealed: Mapping[str, Any], sums: Sequence[Sums]) -> list[Grade]:
-    """Grade the estimates of hours whose truths have come, oldest first.
+    """Grade the estimates of the newest hours whose truths have come: at most five, oldest first.
 
-    `sums` are of one version, by hour. Hours are put together until they have 100 truths.
+    `sums` are of one version, by hour. From the newest back, hours are put together until they
+    have 100 truths.
     """
-    found = []
-    counts = np.zeros(len(sealed["rows"]))
-    since, losses = 0, 0.0
-    risks = [one for one in sums if one.key.slice == RISK]
-    for position, one in enumerate(risks):
-        since = since or one.key.hour
-        counts[int(one.key.band)] += one.values[0]
-        losses += float(one.values[1])
-        last = position + 1 == len(risks)
-        ended = last or risks[position + 1].key.hour != one.key.hour
-        if ended and counts.sum() >= ROWS_OF_A_GRADE:
-            found.append(_grade(sealed, since, counts, losses))
-            counts, since, losses = np.zeros_like(counts), 0, 0.0
-    return found
+    found: list[Grade] = []
+    counts, losses = np.zeros(len(sealed["rows"])), 0.0
+    for hour, risks in itertools.groupby(reversed(sums), key=lambda one: one.key.hour):
+        for one in risks:
+            counts[int(one.key.band)] += one.values[0]
+            losses += float(one.values[1])
+        if counts.sum() >= ROWS_OF_A_GRADE:
+            found.append(_grade(sealed, hour, counts, losses))
+            counts, losses = np.zeros_like(counts), 0.0
+        if len(found) == GRADED:
+            break
+    return found[::-1]
 
 
 def standing(sealed: Mapping[str, Any], sums: Sequence[Sums]) -> Standing:
     """Say whether the estimate is believed: by its newest grades, all their truths together."""
-    newest = grades(sealed, sums)[-GRADED:]
+    newest = grades(sealed, sums)
     if not newest:
         says = f"not graded yet: fewer than {ROWS_OF_A_GRADE} truths have come"
         return Standing(False, math.nan, (), says)

@@ -248,6 +248,11 @@ class PredictionLog:
         with self._reading() as connection:
             return truths.read(connection, since, until, step)
 
+    def newest_quality(self, version: int, of_slice: str, number: int) -> list[Sums]:
+        """Return the newest sums of quality of a version in a slice, at most so many, by time."""
+        with self._reading() as connection:
+            return truths.newest(connection, version, of_slice, number)
+
     def predictions(self, since: int, until: int) -> int:
         """Return how many predictions were made in that time, as they were counted."""
         [(number,)] = self._read(

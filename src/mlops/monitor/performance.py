@@ -70,6 +70,7 @@ def performance(
     sums: Sequence[Sums],
     sealed: Mapping[int, Sealed | None],
     recent: Sequence[Prediction],
+    graded: Sequence[Sums],
     *,
     since: int,
     until: int,
@@ -79,8 +80,9 @@ def performance(
     """Return all that is known of quality between two moments (unix seconds).
 
     `version` is judged: the findings and the estimate are about it. `sealed` is by version;
-    `recent` are logged predictions of `version`, for the estimate; `sums` are those of the window
-    and of whatever versions are to be shown.
+    `sums` are those of the window, of all versions that are to be shown. For the estimate,
+    `recent` are logged predictions of `version`, and `graded` its newest sums by cell: truths may
+    come so late that the window has none.
     """
     step = step_of(since, until)
     mine = [one for one in sums if one.key.model_version == version]
@@ -118,7 +120,7 @@ def performance(
             _plain(finding)
             for finding in degradation(use_case, own.test if own else None, mine, alpha)
         ],
-        "estimate": estimated(use_case, own, mine, recent),
+        "estimate": estimated(use_case, own, graded, recent),
     }
 
 

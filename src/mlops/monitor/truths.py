@@ -42,6 +42,11 @@ FROM quality WHERE hour >= :since AND hour < :until
 GROUP BY start, {", ".join(Key._fields[1:])} ORDER BY start
 """  # noqa: S608  names of ours
 
+NEWEST = f"""
+SELECT {", ".join((*Key._fields, *COLUMNS))} FROM quality
+WHERE model_version = ? AND slice = ? ORDER BY hour DESC LIMIT ?
+"""  # noqa: S608  names of ours
+
 Measure = Callable[[Sequence[Prediction], Sequence[Actual]], Sequence[Sums]]
 
 
@@ -91,11 +96,18 @@ def read(connection: apsw.Connection, since: int, until: int, step: int) -> list
     `step` seconds are added up to one: an hour, or a number of hours. All are unix seconds.
     """
     bindings = {"since": since, "until": until, "step": step}
+    return [_sums(row) for row in connection.execute(READ, bindings)]
+
+
+def newest(connection: apsw.Connection, version: int, of_slice: str, number: int) -> list[Sums]:
+    """Return the newest sums of a version in a slice, at most so many, by time."""
+    rows = connection.execute(NEWEST, (version, of_slice, number)).fetchall()
+    return [_sums(row) for row in reversed(rows)]
+
+
+def _sums(row: Sequence[Any]) -> Sums:
     width = len(Key._fields)
-    return [
-        Sums(Key(*row[:width]), np.array(row[width:], dtype=float))
-        for row in connection.execute(READ, bindings)
-    ]
+    return Sums(Key(*row[:width]), np.array(row[width:], dtype=float))
 
 
 def _known(connection: apsw.Connection, prediction_ids: Sequence[str]) -> dict[str, Actual]:
