@@ -313,7 +313,8 @@ def _add_routes(
         router,
         "/explain",
         lambda request, body: explained.explain(service, body),
-        summary=f"{use_case.title}: which field adds how much to the answer; nothing is recorded",
+        summary=f"{use_case.title}: which field adds how much to the answer",
+        description="Validate, predict, explain, respond. Nothing is recorded.",
         body=service.request_model,
         answer=explained_model(use_case),
         examples=examples,
@@ -446,6 +447,7 @@ def _add_post(
     body: type[BaseModel],
     answer: type[BaseModel],
     examples: dict[str, Any],
+    description: str = "Validate, predict, record, respond.",
     parameters: Sequence[dict[str, Any]] = (),
     refusals: dict[int | str, dict[str, Any]] = REFUSALS,
 ) -> None:
@@ -461,8 +463,7 @@ def _add_post(
 
             return handle
 
-    def endpoint(body: Any) -> None:
-        """Validate, predict, record, respond."""
+    def endpoint(body: Any) -> None: ...
 
     endpoint.__annotations__["body"] = body
     endpoint.__defaults__ = (Body(openapi_examples=examples),)
@@ -472,6 +473,7 @@ def _add_post(
         endpoint,
         methods=["POST"],
         summary=summary,
+        description=description,
         response_model=answer,
         responses=refusals,
         openapi_extra={"parameters": list(parameters)},
