@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from mlops import database
-from mlops.database import connect, insert, migrate, transaction
+from mlops.database import connect, insert, insert_columns, migrate, transaction
 from mlops.errors import DataError, MlopsError
 
 TWO_TABLES = [
@@ -179,9 +179,33 @@ def test_a_transaction_has_the_write_lock_before_it_reads(tmp_path, db):
     other.close()
 
 
-@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 1000])
+@pytest.mark.parametrize("count", [0, 1, 249, 250, 251, 1000])
 def test_any_number_of_rows_is_inserted_in_order(db, count):
     db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, x, y)")
     rows = [(n, f"é{n}") for n in range(count)]
     insert(db, "t(x, y)", rows)
     assert db.execute("SELECT x, y FROM t ORDER BY id").fetchall() == rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 249, 250, 251, 1000])
+@pytest.mark.parametrize("same", ["", "x", "y", "z", "xz", "xyz"])
+def test_columns_are_inserted_in_order_whichever_hold_one_value(db, count, same):
+    db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, x, y, z)")
+    values = {name: [f"é{name}{0 if name in same else n}" for n in range(count)] for name in "xyz"}
+    insert_columns(db, "t", values)
+    rows = list(zip(*values.values(), strict=True))
+    assert db.execute("SELECT x, y, z FROM t ORDER BY id").fetchall() == rows
+
+
+def test_a_column_of_values_that_are_equal_but_not_the_same_keeps_each_as_it_is(db):
+    db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, x)")
+    insert_columns(db, "t", {"x": [1, 1.0, True, None]})
+    assert [kind for (kind,) in db.execute("SELECT typeof(x) FROM t")] == [
+        "integer",
+        "real",
+        "integer",
+        "null",
+    ]
+    db.execute("DELETE FROM t")
+    insert_columns(db, "t", {"x": [4.0, 4]})
+    assert [kind for (kind,) in db.execute("SELECT typeof(x) FROM t")] == ["real", "integer"]

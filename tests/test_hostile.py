@@ -497,7 +497,8 @@ def gives_a_name_twice(body: bytes) -> bool:
 
 def check_against_the_documented_model(hot: Hot, body: bytes, *, batch: bool) -> None:
     service = hot.service
-    model = service.batch_model if batch else service.request_model
+    reader = service.reader
+    model = reader.batch_model if batch else reader.request_model
     rows_before, refused_before = len(hot.log.rows), len(hot.log.refused)
     status, answer = hot.ask(body, batch=batch)
     try:

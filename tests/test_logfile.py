@@ -310,8 +310,9 @@ log.append([one("before")])
 """
 BETWEEN_INSERT_AND_COMMIT = """
 mlops.monitor.log.PredictionLog._insert = lambda self, new: (
-    mlops.monitor.log.insert(self._writer, self._into,
-        [("lost", "t", "{}", 1.0, None, None, 1, "b", None, None, 0)]), os._exit(9))
+    mlops.monitor.log.insert_columns(self._writer, "housinglogs", dict(prediction_id=["lost"],
+        timestamp=["t"], inputs=["{}"], prediction=[1.0], model_version=[1], bundle=["b"],
+        item=[0])), os._exit(9))
 """
 BETWEEN_COMMIT_AND_FILE = "logfile.LogFile.follow = lambda *_, **__: os._exit(9)"
 IN_THE_MIDDLE_OF_THE_FILE = """

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import tiny
 from conftest import strict_json
+from pydantic import ValidationError
 
 from mlops import clock
 from mlops.deploy.groupcommit import INLINE_ROWS
 from mlops.deploy.predictor import Champion, new_ids
-from mlops.deploy.service import Headers, Reply, Service, reply_of
+from mlops.deploy.reader import Reader
+from mlops.deploy.service import READ_INLINE_BYTES, Headers, Reply, Service, reply_of
 from mlops.errors import LogUnavailableError
 from mlops.monitor.log import PredictionLog
 from mlops.package.model import Output
@@ -558,6 +560,64 @@ def test_a_refused_request_is_kept_with_the_beginning_of_its_body() -> None:
     assert failure.body.startswith('{"sepal_length": NaN')
     assert len(failure.body) <= 2000
     assert strict_json(failure.detail.encode())["detail"]
+
+
+NAMES_REVERSED = [dict(reversed(HOUSE.items()))] * 3
+WHOLE_NUMBERS = [{name: round(value) for name, value in HOUSE.items()}, HOUSE]
+
+
+@pytest.mark.parametrize("instances", [[HOUSE], [HOUSE] * 300, NAMES_REVERSED, WHOLE_NUMBERS])
+def test_a_batch_that_is_plainly_right_is_read_as_pydantic_would_and_does_not_wait_for_it(
+    instances: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(HOUSING)
+    content = json.dumps({"instances": instances}, indent=1).encode()
+    judged = reader._judged(content, content.count(b'"'))
+    monkeypatch.setattr(reader, "_judged", lambda *_: pytest.fail("it waited"))
+    values, inputs = reader.batch(content)
+    assert np.array_equal(values, judged.values)
+    assert inputs == judged.inputs
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"population": True},
+        {"population": None},
+        {"population": [1000.0]},
+        {"population": "1000"},
+        {"population": -1},
+        {"more": 1},
+    ],
+)
+def test_one_row_that_is_not_plainly_right_puts_the_whole_batch_before_pydantic(
+    spoilt: dict[str, Any],
+) -> None:
+    reader = Reader(HOUSING)
+    content = json.dumps({"instances": [HOUSE] * 20 + [{**HOUSE, **spoilt}]}).encode()
+    with pytest.raises(ValidationError) as error:
+        reader.batch(content)
+    assert error.value.errors()[0]["loc"] == ("instances", 20, *spoilt)
+
+
+def test_a_large_body_is_read_in_a_thread_and_answered_or_refused_like_any_other() -> None:
+    async def test(world: World) -> None:
+        good, bad = [SETOSA] * 9_000, [*[SETOSA] * 8_999, {**SETOSA, "petal_width": -1.0}]
+        for instances, status in ((good, 200), (bad, 422)):
+            content = json.dumps({"instances": instances}).encode()
+            assert len(content) > READ_INLINE_BYTES
+            large = asyncio.ensure_future(predict_batch(world.service, content))
+            await turns()
+            assert not large.done()
+            assert (await world.ask(body())).status == 200
+            reply = await large
+            assert reply.status == status
+            assert reply.rows == (9_000 if status == 200 else 0)
+        assert strict_json(reply.body)["detail"][0]["loc"] == [
+            *("body", "instances", 8_999, "petal_width")
+        ]
+
+    assert len(running(test).log.rows) == 9_002
 
 
 def test_an_id_is_a_version_7_uuid_and_ids_rise_with_time() -> None:

@@ -303,7 +303,7 @@ def _add_routes(
         router,
         HotRoute(app, f"{prefix}/predict", service, service.predict, explains=True),
         summary=f"{use_case.title}: predict for one request",
-        body=service.request_model,
+        body=service.reader.request_model,
         answer=answers,
         examples=examples,
         parameters=[*HEADERS, explained.PARAMETER],
@@ -315,7 +315,7 @@ def _add_routes(
         lambda request, body: explained.explain(service, body),
         summary=f"{use_case.title}: which field adds how much to the answer",
         description="Validate, predict, explain, respond. Nothing is recorded.",
-        body=service.request_model,
+        body=service.reader.request_model,
         answer=explained_model(use_case),
         examples=examples,
         refusals={**REFUSALS, **NOT_EXPLAINED},
@@ -325,7 +325,7 @@ def _add_routes(
         router,
         HotRoute(app, f"{prefix}/predict/batch", service, service.predict_batch),
         summary=f"{use_case.title}: predict for many, all of them or none",
-        body=service.batch_model,
+        body=service.reader.batch_model,
         answer=batch_answer_model(use_case, answers),
         examples={
             "all examples": {

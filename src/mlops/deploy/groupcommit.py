@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from mlops.deploy.predictor import Champion
 from mlops.errors import IdempotencyConflictError, LogBusyError, MlopsError, NotTrainedError
@@ -52,7 +55,7 @@ class Log(Protocol):
 
 
 class _Waiting(NamedTuple):
-    rows: Sequence[Sequence[float]]
+    rows: Sequence[Sequence[float]] | np.ndarray
     inputs: Sequence[str]
     key: str | None
     client: str | None
@@ -92,7 +95,7 @@ class GroupCommit:
 
     def predict(
         self,
-        rows: Sequence[Sequence[float]],
+        rows: Sequence[Sequence[float]] | np.ndarray,
         inputs: Sequence[str],
         key: str | None,
         client: str | None,
@@ -241,10 +244,15 @@ def _predict(group: _Group) -> list[Submission]:
     champion, waiting = group.champion, group.waiting
     if champion is None or not waiting:
         return []
+    rows: Any  # a matrix, if one is there already
+    if any(isinstance(one.rows, np.ndarray) for one in waiting):
+        rows = np.concatenate([one.rows for one in waiting])
+    else:
+        rows = [row for one in waiting for row in one.rows]
     predictions = champion.predict(
-        [row for one in waiting for row in one.rows],
+        rows,
         [text for one in waiting for text in one.inputs],
-        [one.client for one in waiting for _ in one.rows],
+        [client for one in waiting for client in itertools.repeat(one.client, len(one.rows))],
     )
     submissions = []
     start = 0

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, LiteralString, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
 from mlops import clock
 from mlops.deploy import problems
@@ -23,7 +20,8 @@ from mlops.deploy.explanation import answered, explain
 from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.predictor import Champion, OpenBundle, answer
-from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
+from mlops.deploy.reader import Reader, Rows
+from mlops.deploy.schemas import LARGEST_BATCH
 from mlops.errors import (
     LogUnavailableError,
     MlopsError,
@@ -39,9 +37,9 @@ KEPT_BODY_BYTES = 2_000
 LONGEST_KEY = 200
 LONGEST_FLUSH = 1.0
 """Seconds that `/metrics` waits for the last answers to be counted."""
+READ_INLINE_BYTES = 512 * 1024
+"""A larger body is read in a thread, so that others are answered meanwhile."""
 MOST_ROWS_WAITING = 2 * LARGEST_BATCH
-SPARE_QUOTES = 2_000
-"""A body with a thousand names too many is refused at once: to describe each would take seconds."""
 NO_LOG = "the prediction log cannot be written, and what is not logged is not answered: try again"
 
 
@@ -63,7 +61,7 @@ Truth = tuple[str, float | str]
 """A prediction id and the actual value."""
 Respond = Callable[[Reply], None]
 Write = Callable[[Logged], bytes]
-Parse = Callable[[bytes], tuple[Sequence[BaseModel], Write]]
+Read = Callable[[bytes], Rows]
 
 
 class PredictionLog(Log, Protocol):
@@ -88,8 +86,7 @@ class Service:
 
     def __init__(self, use_case: UseCase) -> None:
         self.use_case = use_case
-        self.request_model = request_model(use_case)
-        self.batch_model = batch_model(use_case, self.request_model)
+        self.reader = Reader(use_case)
         self.trace: Callable[[Prediction], dict[str, Any]] | None = None
         self.open: Callable[[str], OpenBundle] | None = None
         self.attach_truths: Callable[[Sequence[Truth]], Attached] | None = None
@@ -97,10 +94,6 @@ class Service:
         self.drift: Callable[[], dict[str, Any]] | None = None
         self.watched: Callable[[], Watched] | None = None
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
-        self._validate_one = self.request_model.__pydantic_validator__.validate_json
-        self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
-        self._in_field_order = operator.itemgetter(*use_case.fields)
-        self._quotes = 2 * len(use_case.features)
         self._secret = os.urandom(32)
         self._group: GroupCommit | None = None
         self._log: PredictionLog | None = None
@@ -139,11 +132,8 @@ class Service:
         The rows go the way of a request: written as JSON, validated, predicted, written again.
         """
         instances = [dict(zip(self.use_case.fields, row, strict=True)) for row in rows]
-        parsed, write = self._batch(orjson.dumps({"instances": instances}))
-        records = [instance.__dict__ for instance in parsed]
-        inputs = [orjson.dumps(record).decode() for record in records]
-        fields = list(map(self._in_field_order, records))
-        written = write(tuple(champion.predict(fields, inputs, [None] * len(rows))))
+        values, inputs = self.reader.batch(orjson.dumps({"instances": instances}))
+        written = self._write_batch(tuple(champion.predict(values, inputs, [None] * len(rows))))
         answers: list[dict[str, Any]] = orjson.loads(written)["predictions"]
         return answers
 
@@ -151,11 +141,19 @@ class Service:
 
     def predict(self, body: bytes, headers: Headers, path: str, respond: Respond) -> None:
         """Answer one request of the use case's fields."""
-        self._answer(self._one, body, headers, path, respond)
+        self._answer(self.reader.one, self._write_one, body, headers, path, respond)
 
     def predict_batch(self, body: bytes, headers: Headers, path: str, respond: Respond) -> None:
         """Answer `{"instances": [...]}`, in order: all of them, or none."""
-        self._answer(self._batch, body, headers, path, respond)
+        if len(body) <= READ_INLINE_BYTES:
+            self._answer(self.reader.batch, self._write_batch, body, headers, path, respond)
+            return
+
+        def answer(read: asyncio.Future[Rows]) -> None:
+            self._answer(lambda _: read.result(), self._write_batch, body, headers, path, respond)
+
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, self.reader.batch, body).add_done_callback(answer)
 
     def health(self) -> dict[str, Any]:
         """Say whether this use case answers, with what, and if not, why."""
@@ -224,8 +222,7 @@ class Service:
         return self.explained_by(self.champion, body)
 
     def explained_by(self, champion: Champion, body: bytes) -> dict[str, Any]:
-        (instance,), _ = self._one(body)
-        row = self._in_field_order(instance.__dict__)
+        [row], _ = self.reader.one(body)
         explanation = explain(self.use_case, champion.version, champion.bundle, row)
         return {**answered(self.use_case, explanation), **explanation}
 
@@ -241,7 +238,8 @@ class Service:
             bundle = self.open(row.bundle)
         else:
             raise NotExplainedError(f"the bundle of version {row.model_version} is not here")
-        fields = self._in_field_order(orjson.loads(row.inputs))
+        inputs = orjson.loads(row.inputs)
+        fields = [inputs[name] for name in self.use_case.fields]
         return explain(self.use_case, row.model_version, bundle, fields)
 
     def problem_of(self, error: BaseException, body: bytes) -> tuple[int, list[dict[str, Any]]]:
@@ -309,7 +307,13 @@ class Service:
     # -- the path of a request ------------------------------------------------------------------
 
     def _answer(
-        self, parse: Parse, body: bytes, headers: Headers, path: str, respond: Respond
+        self,
+        read: Read,
+        write: Write,
+        body: bytes,
+        headers: Headers,
+        path: str,
+        respond: Respond,
     ) -> None:
         """Validate, predict, record, respond: now, or when the log has it."""
 
@@ -327,10 +331,7 @@ class Service:
 
         group = self._group
         try:
-            instances, write = parse(body)
-            records = [instance.__dict__ for instance in instances]
-            rows = list(map(self._in_field_order, records))
-            inputs = [orjson.dumps(record).decode() for record in records]
+            rows, inputs = read(body)
             key, client = _key(headers), self._client(headers)
         except Exception as error:  # noqa: BLE001  # becomes an answer
             self._fail(error, body, headers, path, respond)
@@ -357,29 +358,12 @@ class Service:
             log.error("a defect met POST %s", path, exc_info=error)
             respond(Reply(500, problems.as_json(problems.internal_error()), logged=False))
 
-    def _one(self, body: bytes) -> tuple[Sequence[BaseModel], Write]:
-        quotes = body.count(b'"')
-        if quotes > self._quotes + SPARE_QUOTES:
-            raise _refusal(self.request_model, "too_many_names", "has too many names")
-        instance = self._validate_one(body)
-        if quotes != self._quotes:
-            _refuse_repeated_names(body, self.request_model)
-        return [instance], self._write_one
-
-    def _batch(self, body: bytes) -> tuple[Sequence[BaseModel], Write]:
-        quotes = body.count(b'"')
-        if quotes > 2 * self._quotes * LARGEST_BATCH + SPARE_QUOTES:
-            raise _refusal(self.batch_model, "too_many_names", "has too many names")
-        instances = self._validate_batch(body).instances
-        if quotes != self._quotes * len(instances) + 2:
-            _refuse_repeated_names(body, self.batch_model)
-        return instances, self._write_batch
-
     def _write_one(self, logged: Logged) -> bytes:
-        return orjson.dumps(answer(self.use_case, logged[0]))
+        return answer(self.use_case, logged[0]).encode()
 
     def _write_batch(self, logged: Logged) -> bytes:
-        return orjson.dumps({"predictions": [answer(self.use_case, row) for row in logged]})
+        answers = ",".join([answer(self.use_case, row) for row in logged])
+        return f'{{"predictions":[{answers}]}}'.encode()
 
     def _client(self, headers: Headers) -> str | None:
         """Return a keyed digest of the client's name: enough to count clients, not to name them.
@@ -406,32 +390,6 @@ def reply_of(begin: Callable[[Respond], None]) -> asyncio.Future[Reply]:
 
     begin(respond)
     return replied
-
-
-def _refuse_repeated_names(body: bytes, model: type[BaseModel]) -> None:
-    """Refuse JSON that gives a name twice: parsers differ in which value they would take.
-
-    A body in which each name stands once has an exact number of quotation marks; this is called
-    only when the count is off.
-    """
-
-    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise _refusal(model, "repeated_name", "is given more than once", name)
-        return dict(pairs)
-
-    json.loads(body, object_pairs_hook=check)
-
-
-def _refusal(
-    model: type[BaseModel], kind: LiteralString, says: LiteralString, *loc: str
-) -> ValidationError:
-    error = PydanticCustomError(kind, says)
-    return ValidationError.from_exception_data(
-        model.__name__, [{"type": error, "loc": loc, "input": loc[-1] if loc else None}]
-    )
 
 
 def _key(headers: Headers) -> str | None:

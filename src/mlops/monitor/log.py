@@ -38,6 +38,7 @@ from mlops.database import (
     Migration,
     connect,
     insert,
+    insert_columns,
     migrate,
     transaction,
 )
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 
 # A column is named like the field it holds; `id`, the last field, is given by the database.
 FIELDS = Prediction._fields
+COLUMNS = (*FIELDS[:-1], "idempotency_key", "item")
 FAILURE_FIELDS = Failure._fields
 
 FAILURES = f"failures({', '.join(FAILURE_FIELDS)})"
@@ -149,7 +151,6 @@ class PredictionLog:
         # Idle ones. A thread that finds none opens another: apsw refuses to share one at a time.
         self._readers: list[apsw.Connection] = []
         self._select = f'SELECT {", ".join(FIELDS)} FROM "{table}"'  # noqa: S608  checked above
-        self._into = f'"{table}"({", ".join(FIELDS[:-1])}, idempotency_key, item)'
         self._durable = durability == "power"
         self._name = str(self.path)
         self._patient = True
@@ -537,17 +538,19 @@ class PredictionLog:
 
     def _insert(self, submissions: Sequence[Submission]) -> list[Prediction]:
         """Insert all rows; return them with their ids."""
-        values: list[tuple[Any, ...]] = [
-            (*row[:-1], submission.key, item)
-            for submission in submissions
-            for item, row in enumerate(submission.rows)
-        ]
-        if not values:
+        rows = [row for submission in submissions for row in submission.rows]
+        if not rows:
             return []
-        insert(self._writer, self._into, values)
+        # Turned into columns and back: no row costs a call of its own.
+        columns = list(zip(*rows, strict=True))[:-1]
+        keys = [one.key for one in submissions for _ in one.rows]
+        items = [item for one in submissions for item in range(len(one.rows))]
+        named = dict(zip(COLUMNS, (*columns, keys, items), strict=True))
+        insert_columns(self._writer, self._table, named)
         # We hold the write lock and AUTOINCREMENT counts up by one: the ids end at the last one.
-        before = self._writer.last_insert_rowid() - len(values)
-        return [Prediction(*(*row[:-2], number)) for number, row in enumerate(values, before + 1)]
+        last = self._writer.last_insert_rowid()
+        ids = range(last - len(rows) + 1, last + 1)
+        return list(map(Prediction._make, zip(*columns, ids, strict=True)))
 
     def _rows_after(self, number: int, limit: int) -> list[Prediction]:
         sql = f"{self._select} WHERE id > ? ORDER BY id LIMIT ?"

@@ -207,19 +207,13 @@ class LogFile:
 
 def as_line(row: Prediction) -> bytes:
     """Return `row` as one line of JSON, newline included."""
-    entry = {
-        "id": row.id,
-        "timestamp": row.timestamp,
-        "prediction_id": row.prediction_id,
-        "inputs": orjson.Fragment(row.inputs),
-        "prediction": row.prediction,
-    }
-    if row.probabilities is not None:
-        entry["probabilities"] = orjson.Fragment(row.probabilities)
-    entry["warnings"] = orjson.Fragment(row.warnings or b"[]")
-    entry["model_version"] = row.model_version
-    entry["bundle"] = row.bundle
-    return orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+    name, stamp, inputs, value, probabilities, warnings, version, bundle, _, number = row
+    more = f'"probabilities":{probabilities},' if probabilities else ""
+    return (
+        f'{{"id":{number},"timestamp":"{stamp}","prediction_id":"{name}","inputs":{inputs},'
+        f'"prediction":{orjson.dumps(value).decode()},{more}"warnings":{warnings or "[]"},'
+        f'"model_version":{version},"bundle":"{bundle}"}}\n'
+    ).encode()
 
 
 def _append(descriptor: int, size: int, data: bytes) -> int:

@@ -1,0 +1,125 @@
+"""From the bytes of a request to rows of field values, checked against the documented model.
+
+pydantic judges, but a batch need not wait for its verdict: one that is plainly right is read in
+half the time, all its values compared with their limits at once. Whatever is not plainly right,
+be it odd or wrong, goes to pydantic, so what is accepted and what an error says is the same.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import json
+import operator
+from collections.abc import Sequence
+from typing import Any, LiteralString, NamedTuple
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
+from mlops.usecase import UseCase
+
+SPARE_QUOTES = 2_000
+"""A body with a thousand names too many is refused at once: to describe each would take seconds."""
+NUMBERS = {float, int}
+
+
+class Rows(NamedTuple):
+    """What a request asks for: values in field order, (n, fields), and each row as JSON text."""
+
+    values: Sequence[Sequence[float]] | np.ndarray
+    inputs: Sequence[str]
+
+
+class Reader:
+    """Reads requests of a use case. `one` and `batch` raise pydantic's `ValidationError`."""
+
+    def __init__(self, use_case: UseCase) -> None:
+        self.request_model = request_model(use_case)
+        self.batch_model = batch_model(use_case, self.request_model)
+        self._validate_one = self.request_model.__pydantic_validator__.validate_json
+        self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
+        self._fields = use_case.fields
+        self._in_field_order = operator.itemgetter(*use_case.fields)
+        self._quotes = 2 * len(use_case.fields)
+        self._low = np.array([feature.low for feature in use_case.features])
+        self._high = np.array([feature.high for feature in use_case.features])
+
+    def one(self, body: bytes) -> Rows:
+        """Read one object of the use case's fields."""
+        quotes = body.count(b'"')
+        if quotes > self._quotes + SPARE_QUOTES:
+            raise _refusal(self.request_model, "too_many_names", "has too many names")
+        record = self._validate_one(body).__dict__
+        if quotes != self._quotes:
+            _refuse_repeated_names(body, self.request_model)
+        return Rows([self._in_field_order(record)], [orjson.dumps(record).decode()])
+
+    def batch(self, body: bytes) -> Rows:
+        """Read `{"instances": [...]}`."""
+        quotes = body.count(b'"')
+        if quotes > 2 * self._quotes * LARGEST_BATCH + SPARE_QUOTES:
+            raise _refusal(self.batch_model, "too_many_names", "has too many names")
+        return self._plain(body, quotes) or self._judged(body, quotes)
+
+    def _judged(self, body: bytes, quotes: int) -> Rows:
+        instances = self._validate_batch(body).instances
+        if quotes != self._quotes * len(instances) + 2:
+            _refuse_repeated_names(body, self.batch_model)
+        records = [instance.__dict__ for instance in instances]
+        return Rows(list(map(self._in_field_order, records)), _texts(records))
+
+    def _plain(self, body: bytes, quotes: int) -> Rows | None:
+        """Read a batch of numbers within their limits, each under its name; None of any other."""
+        try:
+            records = orjson.loads(body)["instances"]
+            ordered = set(map(tuple, records)) == {self._fields}
+            rows = map(dict.values if ordered else self._in_field_order, records)
+            values = list(itertools.chain.from_iterable(rows))
+        except (ValueError, TypeError, LookupError):
+            return None
+        # All names are there, and the quotation marks are theirs alone: no other name, no text.
+        if not 1 <= len(records) <= LARGEST_BATCH or quotes != self._quotes * len(records) + 2:
+            return None
+        kinds = set(map(type, values))
+        if not kinds <= NUMBERS:
+            return None
+        matrix = np.frombuffer(array.array("d", values)).reshape(len(records), -1)
+        if not ((matrix >= self._low) & (matrix <= self._high)).all():
+            return None
+        if kinds != {float} or not ordered:
+            records = [dict(zip(self._fields, row, strict=True)) for row in matrix.tolist()]
+        return Rows(matrix, _texts(records))
+
+
+def _texts(records: Sequence[dict[str, float]]) -> list[str]:
+    return [orjson.dumps(record).decode() for record in records]
+
+
+def _refuse_repeated_names(body: bytes, model: type[BaseModel]) -> None:
+    """Refuse JSON that gives a name twice: parsers differ in which value they would take.
+
+    A body in which each name stands once has an exact number of quotation marks; this is called
+    only when the count is off.
+    """
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise _refusal(model, "repeated_name", "is given more than once", name)
+        return dict(pairs)
+
+    json.loads(body, object_pairs_hook=check)
+
+
+def _refusal(
+    model: type[BaseModel], kind: LiteralString, says: LiteralString, *loc: str
+) -> ValidationError:
+    error = PydanticCustomError(kind, says)
+    return ValidationError.from_exception_data(
+        model.__name__, [{"type": error, "loc": loc, "input": loc[-1] if loc else None}]
+    )
