@@ -4,7 +4,8 @@ SHELL = /bin/sh
 .DEFAULT_GOAL = help
 # Verbs share one environment and one set of ports: `make -j` runs them one after the other.
 .NOTPARALLEL:
-.PHONY: help up down status logs serve test test-all check audit format bench bench-reliability
+.PHONY: help up down status logs serve test test-all check audit format bench bench-peers
+.PHONY: bench-reliability
 .PHONY: lock clean
 .PHONY: image smoke publish deploy
 
@@ -87,9 +88,13 @@ format: ## put the code into its format, and mend what lint can mend
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format --quiet .
 
-bench: ## measure speed and accuracy
+bench: ## measure speed and accuracy (ARGS="serving --write")
 	@$(SETUP) dev
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: ## install other model servers, serve the same model with each, compare
+	@$(SETUP) dev
+	@$(BIN)/python -m benchmarks peers $(ARGS)
 
 bench-reliability: ## provoke failures, count the damage (ARGS="--lines R1,R7 --scale goal")
 	@$(SETUP) dev

@@ -1,28 +1,83 @@
-"""`make bench`: everything that is measured, in one run, in a folder of its own."""
+"""`make bench`: speed and accuracy, each figure beside its target.
+
+    python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers] [--rows N] [--write]
+
+Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, from
+each but `explain`, which prints.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import exactness, explain, growth, serving, whole_loop
+from benchmarks import exactness, explain, growth, peers, serving, whole_loop
+from benchmarks.results import Section, publish, table
+
+SECTIONS = (
+    Section("loop", whole_loop.LINES, whole_loop.run),
+    Section("exactness", exactness.LINES, exactness.run),
+    Section("serving", serving.LINES, serving.run),
+    Section("growth", growth.LINES, growth.run),
+    Section("peers", peers.LINES, peers.run),
+)
+PLAIN = ("loop", "exactness", "explain", "serving")
 
 
-def main() -> None:
+def _explain(home: Path) -> None:
+    whole_loop.up(home)
+    explain.run(home)
+
+
+PRINTED: Mapping[str, Callable[[Path], None]] = {"explain": _explain}
+"""Those without targets."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run, print, and publish if asked to."""
+    asked = arguments_of(sys.argv[1:] if arguments is None else arguments)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    if sys.argv[1:2] == ["growth"]:
-        growth.run(*map(int, sys.argv[2:3]))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        whole_loop.run(home)
-        exactness.run(home)
-        explain.run(home)
-    with tempfile.TemporaryDirectory() as folder:
-        serving.run(Path(folder))
+    names = asked.sections or PLAIN
+    for name, measure in PRINTED.items():
+        if name in names:
+            with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder:
+                measure(Path(folder))
+    for section in SECTIONS:
+        if section.name not in names:
+            continue
+        print(f"\n{section.name}", flush=True)
+        with tempfile.TemporaryDirectory(prefix=f"bench-{section.name}-") as folder:
+            found = section.run(Path(folder), asked.rows)
+        print("\n".join([*found.notes, *table(found.rows)]), flush=True)
+        if asked.write:
+            publish(section, found, _command(section.name, asked))
+
+
+def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("make bench", usage='make bench ARGS="serving --write"')
+    parser.add_argument("sections", nargs="*", type=_name, help="loop, exactness, serving, ...")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="that growth logs (10^6)")
+    parser.add_argument("--write", action="store_true", help="publish in docs/benchmarks.md")
+    return parser.parse_args(arguments)
+
+
+def _name(text: str) -> str:
+    names = [*(section.name for section in SECTIONS), *PRINTED]
+    if text not in names:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+    return text
+
+
+def _command(name: str, asked: argparse.Namespace) -> str:
+    if name == "peers":
+        return "make bench-peers ARGS=--write"
+    rows = f" --rows {asked.rows}" if name == "growth" else ""
+    return f'make bench ARGS="{name}{rows} --write"'
 
 
 if __name__ == "__main__":
