@@ -27,10 +27,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.results import ROOT, Found, Line, Row
-from benchmarks.serving import BODY, EXAMPLE, OURS, SERVER_CORE, load
+from benchmarks.serving import BODY, EXAMPLE, OURS, SERVER_CORE, Server, load
 from mlops.usecases.housing import HOUSING
 
 HERE = Path(__file__).parent
@@ -116,16 +114,9 @@ class _Server:
     def measure(self) -> None:
         """Go on, answer for some seconds, and stop again."""
         self.tell(signal.SIGCONT)
-        before = self._processor_seconds()
-        found = load(self.port, self.path, self.body, CONNECTIONS, SECONDS)
-        found["per_second"] = found["requests"] / (self._processor_seconds() - before)
-        self.loads.append(found)
+        answering = Server(self.process, self.port)
+        self.loads.append(answering.load(self.path, self.body, CONNECTIONS, SECONDS))
         self.tell(signal.SIGSTOP)
-
-    def _processor_seconds(self) -> float:
-        leader = psutil.Process(self.process.pid)
-        times = [one.cpu_times() for one in (leader, *leader.children(recursive=True))]
-        return sum(one.user + one.system for one in times)
 
     def median(self, name: str) -> float:
         return statistics.median(one[name] for one in self.loads)
@@ -146,12 +137,12 @@ def run(home: Path, _: int = 0) -> Found:
         for _round in range(ROUNDS):
             for one in (ours, *servers.values()):
                 one.measure()
-    rate, p50, p99 = (ours.median(name) for name in ("per_second", "p50", "p99"))
+    rate, p50, p99 = (ours.median(name) for name in ("per_busy_second", "p50", "p99"))
     rows = []
     for name, server in servers.items():
         pairs = zip(ours.loads, server.loads, strict=True)
-        ratio = statistics.median(a["per_second"] / b["per_second"] for a, b in pairs)
-        theirs = f"{server.median('per_second'):,.0f} /s"
+        ratio = statistics.median(a["per_busy_second"] / b["per_busy_second"] for a, b in pairs)
+        theirs = f"{server.median('per_busy_second'):,.0f} /s"
         rows.append(Row(BEATEN[name], theirs, f"{rate:,.0f} /s", ratio, 1e3 * p50, 1e3 * p99))
     said = "; ".join(
         f"{name} {1e3 * one.median('p50'):.1f} and {1e3 * one.median('p99'):.1f} ms"
