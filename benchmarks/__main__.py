@@ -1,6 +1,7 @@
 """`make bench`: speed and accuracy, each figure beside its target.
 
-    python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers] [--rows N] [--write]
+    python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers]
+                         [--rows N] [--write]
 
 Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, from
 each but `explain`, which prints.
