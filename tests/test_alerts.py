@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 from conftest import Server, free_port, mlops, run
 
+from mlops.deploy.service import Service
+from mlops.loop.alerts import Lookout, alerts
+from mlops.monitor.log import PredictionLog
+from mlops.settings import read_settings
 from mlops.usecases.iris import IRIS
 
 SETOSA = IRIS.examples["setosa"]
@@ -197,3 +201,20 @@ def test_where_no_server_ran_nothing_is_open_and_it_says_so(tmp_path):
     done = mlops("alerts", home=tmp_path)
     assert "never checked: no server ran here" in done.stdout
     assert not (tmp_path / "alerts.db").exists()
+
+
+def test_a_book_that_cannot_be_written_is_kept_in_memory_until_it_can(tmp_path):
+    log = PredictionLog(tmp_path / "irislogs", "irislogs", "crash")
+    settings = read_settings(MLOPS_HOME=tmp_path, ALERT_URLS="json://host", ALERT_HOLD_SECONDS=0)
+    with Lookout([Service(IRIS)], [log], settings) as lookout:
+        disk = lookout._kept._database
+        disk.pragma("query_only", True)
+        lookout.look("iris")  # nothing was trained: it is unavailable
+        [alert] = lookout.listed(("iris",))["open"]
+        assert (alert["rule"], len(alert["notified"])) == ("unavailable", 1)
+        assert alerts(settings=settings)["open"] == []
+        disk.pragma("query_only", False)
+        time.sleep(1)  # the next look
+        lookout.look("iris")
+        assert alerts(settings=settings)["open"] == lookout.listed(("iris",))["open"] == [alert]
+    log.close()

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import apsw
+
 from mlops import clock
 from mlops.deploy.service import Service
 from mlops.errors import LogUnavailableError, UsageError
@@ -39,7 +41,7 @@ class _Served(NamedTuple):
     log: PredictionLog
 
 
-class Watch:
+class Lookout:
     """What one server process does about alerts; any number of them share one book.
 
     Its methods may be called from any thread. Raises `UsageError` for an `ALERT_URLS` that holds
@@ -59,14 +61,15 @@ class Watch:
         self._last_ids: dict[str, int] = {}
         self._lock = threading.Lock()
         self._ledger = Ledger(settings.state_database)
-        self._book = AlertBook(settings.alert_database)
+        self._book = self._kept = AlertBook(settings.alert_database)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._book.close()
+            self._leave_memory()
+            self._kept.close()
             self._ledger.close()
 
     async def keep_looking(self) -> None:
@@ -89,7 +92,20 @@ class Watch:
                 log.exception("could not send alerts")
 
     def look(self, name: str) -> None:
-        """Let the alerts of a use case follow what is known of it now, if it is due."""
+        """Let the alerts of a use case follow what is known of it now, if it is due.
+
+        Goes on in memory while the book cannot be written: a full disk is what alerts are for.
+        """
+        with self._lock:
+            self._leave_memory()
+        try:
+            self._look(name)
+        except apsw.Error as error:
+            with self._lock:
+                self._go_to_memory(error)
+            self._look(name)
+
+    def _look(self, name: str) -> None:
         now, hold = clock.unix(), self._settings.alert_hold_seconds
         with self._lock:
             if not self._book.due(name, now, min(SECONDS_BETWEEN_LOOKS, max(1.0, hold))):
@@ -101,6 +117,24 @@ class Watch:
         for alert in changed:
             state = "ended" if alert.ended else "started"
             log.warning("%s: alert %s %s: %s", name, alert.rule, state, alert.says)
+
+    def _go_to_memory(self, error: apsw.Error) -> None:
+        if self._book is not self._kept:
+            raise error
+        log.error("alerts are kept in memory, for alerts.db cannot be written: %s", error)
+        self._book = AlertBook(None)
+        self._book.copy(self._kept)
+
+    def _leave_memory(self) -> None:
+        if self._book is self._kept:
+            return
+        try:
+            self._kept.copy(self._book)
+        except apsw.Error:
+            return  # not yet
+        log.warning("alerts are kept in alerts.db again")
+        self._book.close()
+        self._book = self._kept
 
     async def tell(self) -> None:
         """Send the messages that are due, and write down what became of each."""

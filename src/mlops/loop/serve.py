@@ -32,7 +32,7 @@ from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
-from mlops.loop.alerts import Watch
+from mlops.loop.alerts import Lookout
 from mlops.loop.performance import judge, look, measure_of
 from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.log import PredictionLog
@@ -57,14 +57,14 @@ log = logging.getLogger("uvicorn.error")
 def serve(*names: str, settings: Settings | None = None) -> App:
     """Return the application for one use case, or for several on one server."""
     services = [Service(find(name)) for name in names]
-    watches: list[Watch] = []
+    lookouts: list[Lookout] = []
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         now = settings or read_settings()
         app.limits = limits(now)
-        async with _running(services, app.access, now) as watch:
-            watches[:] = [watch]
+        async with _running(services, app.access, now) as lookout:
+            lookouts[:] = [lookout]
             yield
 
     async def promote(use_case: str, version: int, reason: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def serve(*names: str, settings: Settings | None = None) -> App:
         return await _promote(use_case, version, reason, settings or read_settings())
 
     def alerts(asked: Sequence[str]) -> dict[str, Any]:
-        return watches[0].listed(asked)
+        return lookouts[0].listed(asked)
 
     app = build_app(
         services, lifespan=lifespan, version=mlops.__version__, promote=promote, alerts=alerts
@@ -94,7 +94,7 @@ def limits(settings: Settings) -> Limits:
 @contextlib.asynccontextmanager
 async def _running(
     services: Sequence[Service], access: Access, settings: Settings
-) -> AsyncIterator[Watch]:
+) -> AsyncIterator[Lookout]:
     followers, logs, watchers = [], [], []
     with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
         rate = parse_rate(settings.rate_limit)
@@ -129,20 +129,20 @@ async def _running(
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
-            with Watch(services, logs, settings) as watch:
+            with Lookout(services, logs, settings) as lookout:
                 for service in services:
-                    service.watched = functools.partial(watch.watched, service.use_case.name)
+                    service.watched = functools.partial(lookout.watched, service.use_case.name)
                 work = (
                     _keep_looking(services, followers, access, keys),
                     _keep_pruning(logs, settings),
                     _keep_judging(services, logs, settings),
-                    watch.keep_looking(),
-                    watch.keep_telling(),
+                    lookout.keep_looking(),
+                    lookout.keep_telling(),
                 )
                 stop_watching = keep_watching(watchers)
                 tasks = [asyncio.create_task(one) for one in work]
                 try:
-                    yield watch
+                    yield lookout
                 finally:
                     for task in tasks:
                         task.cancel()

@@ -84,14 +84,19 @@ class Message(NamedTuple):
 
 
 class AlertBook:
-    """The book at `path`, open. One thread at a time.
+    """The book at `path`, open; in memory, if that is None. One thread at a time.
 
-    Raises `MlopsError` if it cannot be opened, `DataError` if a newer version made it.
+    Raises `MlopsError` if it cannot be opened, `DataError` if a newer version made it. Its methods
+    raise `apsw.Error` when it cannot be read or written any more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         try:
-            self._database = connect(path, synchronous="NORMAL", read_only=not may_be_written(path))
+            self._database = (
+                connect(path, synchronous="NORMAL", read_only=not may_be_written(path))
+                if path
+                else apsw.Connection(":memory:")
+            )
             migrate(self._database, MIGRATIONS)
         except apsw.Error as error:
             raise MlopsError(
@@ -107,6 +112,11 @@ class AlertBook:
 
     def close(self) -> None:
         self._database.close()
+
+    def copy(self, other: AlertBook) -> None:
+        """Make this book hold what the other holds, and nothing else. All or nothing."""
+        with self._database.backup("main", other._database, "main") as copying:
+            copying.step()
 
     def due(self, use_case: str, now: float, every: float) -> bool:
         """Whether the caller is to look at a use case now; then nobody else is, for `every` s."""

@@ -15,6 +15,7 @@ from mlops.records import Alert, Finding, Watched
 FEWEST_REQUESTS = 20
 """Of fewer in the window no share is told, and no quantile: one error of two is no error rate."""
 HOURS_UNWATCHED = 24
+MOST_SAID = 3
 LONGEST_GAP = 60.0
 """Seconds without a look, after which a breach has to show anew that it lasts."""
 LONGEST_DOUBT = 900.0
@@ -121,15 +122,15 @@ def stale_model(known: Known, limits: Limits) -> Reading:
 
 
 def unwatched(known: Known, _: Limits) -> Reading:
-    """The time since drift or quality were last looked at, while predictions went on."""
+    """The time since drift or quality was last looked at, while predictions went on."""
     last = known.watched.last_prediction
-    looks = [one.at for one in known.watched.findings if one.at]
+    looks = {one.kind: one.at for one in known.watched.findings}
     if not looks or last is None:
-        return Reading(None, "drift and quality were never looked at")
-    looked = datetime.datetime.fromisoformat(max(looks)).timestamp()
-    hours = max(0.0, last - looked) / 3600
+        return Reading(None, "neither drift nor quality was ever looked at")
+    kind, at = min(looks.items(), key=lambda look: look[1])
+    hours = max(0.0, last - datetime.datetime.fromisoformat(at).timestamp()) / 3600
     says = (
-        f"drift and quality were last looked at {hours:.1f} hours before the last prediction; "
+        f"{kind} was last looked at {hours:.1f} hours before the last prediction; "
         f"the limit is {HOURS_UNWATCHED} hours"
     )
     return Reading(hours > HOURS_UNWATCHED, says, hours, HOURS_UNWATCHED)
@@ -217,7 +218,9 @@ def _found(findings: Sequence[Finding], kind: str, what: str) -> Reading:
     mine = [one for one in findings if one.kind == kind]
     alarms = [one for one in mine if one.verdict == "alarm"]
     if alarms:
-        says = f"{len(alarms)} of {len(mine)} {what}: " + "; ".join(one.says for one in alarms)
+        shown = [f"{one.subject}: {one.says}" for one in alarms[:MOST_SAID]]
+        rest = f" (and {len(alarms) - MOST_SAID} more)" if len(alarms) > MOST_SAID else ""
+        says = f"{len(alarms)} of {len(mine)} {what}: {'; '.join(shown)}{rest}"
         return Reading(True, says, len(alarms), 0)
     told = [one for one in mine if one.verdict == "ok"]
     if not told:
