@@ -434,6 +434,7 @@ def test_what_is_watched_beside_the_traffic_is_a_gauge_each(iris_log):
     assert found["mlops_alert_active", "drift", "iris"] == 1
     assert found["mlops_alert_active", "disk", "iris"] == 0
     assert found["mlops_peak_hour_requests", "iris", "day"] == 1
+    assert found["mlops_version_peak_hour_requests", "2", "iris", "day"] == 1
     assert found["mlops_drift_alarm", "2", "petal_width", "iris"] == 1
     assert found["mlops_drift_value", "psi", "2", "petal_width", "iris"] == 0.4
     looked = datetime.datetime.fromisoformat(LOOKED).timestamp()

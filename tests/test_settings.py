@@ -33,6 +33,7 @@ VARIABLES = {
     "MAX_CONNECTIONS": "max_connections",
     "MAX_WAITING": "max_waiting",
     "WORKERS": "workers",
+    "MLOPS_STORY_CLOCK": "story_clock",
     "DRIFT_WINDOW": "drift_window",
     "DRIFT_EVERY": "drift_every",
     "DRIFT_BUDGET": "drift_budget",

@@ -106,6 +106,13 @@ DASHBOARDS: dict[str, Sequence[Panel]] = {
             "Different clients of the last day, by X-Client-ID.",
         ),
         Panel(
+            "Unique users by version",
+            _of("mlops_version_unique_clients", 'window="day"'),
+            "{{use_case}} version {{model_version}}",
+            "none",
+            "rises",
+        ),
+        Panel(
             "Busiest hour",
             _of("mlops_peak_hour_timestamp_seconds", 'window="day"') + " * 1000",
             "{{use_case}}",

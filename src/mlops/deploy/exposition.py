@@ -114,6 +114,7 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         yield self._build()
         yield from self._states()
+        yield from self._windows()
         yield from self._traffic()
         yield from self._watched()
         yield from self._found()
@@ -139,21 +140,6 @@ class _Collector:
             "When the last prediction was logged, in unix time.",
             labels=("use_case",),
         )
-        unique = GaugeMetricFamily(
-            "mlops_unique_clients",
-            "Different clients in the window, by X-Client-ID; an estimate, standard error 1.6 %.",
-            labels=("use_case", "window"),
-        )
-        peak_start = GaugeMetricFamily(
-            "mlops_peak_hour_timestamp_seconds",
-            "Beginning of the hour with the most requests in the window, in unix time.",
-            labels=("use_case", "window"),
-        )
-        peak_requests = GaugeMetricFamily(
-            "mlops_peak_hour_requests",
-            "Requests in that hour.",
-            labels=("use_case", "window"),
-        )
         for use_case, is_ready, version, metrics, _ in self._scrapes:
             name = use_case.name
             ready.add_metric((name,), is_ready)
@@ -165,13 +151,37 @@ class _Collector:
             if stamps:
                 moment = datetime.datetime.fromisoformat(max(stamps))
                 last.add_metric((name,), moment.timestamp())
-            for window, numbers in metrics.windows.items():
-                unique.add_metric((name, window), numbers["unique_users"])
-                if peak := numbers["peak_hour"]:
-                    start = datetime.datetime.fromisoformat(peak["start"])
-                    peak_start.add_metric((name, window), start.timestamp())
-                    peak_requests.add_metric((name, window), peak["requests"])
-        yield from (ready, champion, last, unique, peak_start, peak_requests)
+        yield from (ready, champion, last)
+
+    def _windows(self) -> Iterator[Metric]:
+        """Yield what is known of the windows only: of a use case, and of each version alone."""
+        for of, more in (("", ()), ("version_", ("model_version",))):
+            labels = ("use_case", *more, "window")
+            unique = GaugeMetricFamily(
+                f"mlops_{of}unique_clients",
+                "Different clients in the window, by X-Client-ID; an estimate, standard error"
+                " 1.6 %.",
+                labels=labels,
+            )
+            start = GaugeMetricFamily(
+                f"mlops_{of}peak_hour_timestamp_seconds",
+                "Beginning of the hour with the most requests in the window, in unix time.",
+                labels=labels,
+            )
+            requests = GaugeMetricFamily(
+                f"mlops_{of}peak_hour_requests", "Requests in that hour.", labels=labels
+            )
+            for use_case, _, _, metrics, _ in self._scrapes:
+                for window, every in metrics.windows.items() if metrics else ():
+                    parts = every["by_version"] if more else {None: every}
+                    for version, numbers in parts.items():
+                        places = (use_case.name, *((version,) if more else ()), window)
+                        unique.add_metric(places, numbers["unique_users"])
+                        if peak := numbers["peak_hour"]:
+                            moment = datetime.datetime.fromisoformat(peak["start"])
+                            start.add_metric(places, moment.timestamp())
+                            requests.add_metric(places, peak["requests"])
+            yield from (unique, start, requests)
 
     def _traffic(self) -> Iterator[Metric]:
         by_version = ("use_case", "model_version")
