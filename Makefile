@@ -6,7 +6,7 @@ SHELL = /bin/sh
 .NOTPARALLEL:
 .PHONY: help up down status logs serve test test-all check audit format bench bench-peers
 .PHONY: bench-reliability
-.PHONY: lock clean
+.PHONY: screenshots lock clean
 .PHONY: image smoke publish deploy
 
 # Set, these reach the programs; set to nothing, they do not.
@@ -99,6 +99,10 @@ bench-peers: ## install other model servers, serve the same model with each, com
 bench-reliability: ## provoke failures, count the damage (ARGS="--lines R1,R7 --scale goal")
 	@$(SETUP) dev
 	@$(BIN)/python -m benchmarks.reliability $(ARGS)
+
+screenshots: ## take the README's pictures of the dashboard (needs Debian's chromium)
+	@$(SETUP) dev
+	@$(BIN)/python tools/screenshots.py $(ARGS)
 
 lock: ## pin the dependencies of pyproject.toml again (UPGRADE=1 takes newer ones)
 	@$(ANY_PYTHON) tools/lock.py

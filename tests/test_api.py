@@ -335,6 +335,7 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
             ("GET", "/alerts"),
             ("GET", "/predictions/{prediction_id}"),
             ("POST", "/feedback"),
+            *(("GET", f"/{one}") for one in ("overview", "predictions", "schema", "diagnosis")),
             ("POST", "/predict"),
             ("POST", "/predict/batch"),
             ("POST", "/explain"),

@@ -20,7 +20,13 @@ from mlops import __version__
 ROOT = Path(__file__).parents[1]
 NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE")
 # Everything in the package that is not code. A file that is not named here was left by accident.
-DATA = {"mlops/usecases/data/california_housing_1990.csv"}
+DATA = {
+    "mlops/usecases/data/california_housing_1990.csv",
+    *(
+        f"mlops/dashboard/static/{file.name}"
+        for file in (ROOT / "src" / "mlops" / "dashboard" / "static").iterdir()
+    ),
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 

@@ -175,6 +175,7 @@ async def ask(
     A body of several parts arrives in several messages.
     """
     parts = [body] if isinstance(body, bytes) else list(body)
+    path, _, query = path.partition("?")
     messages = [
         {"type": "http.request", "body": part, "more_body": number < len(parts)}
         for number, part in enumerate(parts, 1)
@@ -197,7 +198,7 @@ async def ask(
         "path": root_path + path,
         "raw_path": (root_path + path).encode(),
         "root_path": root_path,
-        "query_string": b"",
+        "query_string": query.encode(),
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
         "client": (peer, 1),
         "server": ("127.0.0.1", 80),

@@ -277,6 +277,11 @@ class Settings(BaseSettings):
         return self.models / "bundles"
 
     @property
+    def diagnoses(self) -> Path:
+        """What training measured of each bundle on held-out rows."""
+        return self.models / "diagnoses"
+
+    @property
     def state_database(self) -> Path:
         return self.models / "state.db"
 

@@ -26,8 +26,8 @@ from mlops.errors import UsageError
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FORWARDING = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 READING = ("GET", "HEAD", "OPTIONS")
-OPEN_FOLDERS = ("/docs/assets/", "/v2/models/")
-"""What is read there is what the documents say, and health."""
+OPEN_FOLDERS = ("/docs/assets/", "/v2/models/", "/dashboard/")
+"""What is read there is what the documents say, health, and pages without data."""
 MOST_BUCKETS = 10_000
 API_KEY = b"(api key)"
 """Name of the header under which the key's name travels on. No client can send such a name."""

@@ -251,12 +251,13 @@ def build_app(
     version: str,
     promote: Promote | None = None,
     alerts: Alerts | None = None,
+    pages: APIRouter | None = None,
 ) -> App:
     """Build the application: one use case at the root, or several, each under its name.
 
     With several, the root speaks for all, and root `/predict` is the first one's. `promote` is
     what `/admin/promote` does, and `alerts` what `/alerts` lists; without them there is no such
-    route.
+    route. `pages` are those of the dashboard, and what they ask for.
     """
     combined = len(services) > 1
     first = services[0]
@@ -281,6 +282,9 @@ def build_app(
         add_admin(app, promote)
     if alerts:
         add_alerts(app, alerts, app.use_cases)
+    if pages:
+        app.access.open.add("/dashboard")
+        app.include_router(pages)
     _add_docs(app)
     _add_error_handlers(app)
     return app

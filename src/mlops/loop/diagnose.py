@@ -256,7 +256,7 @@ def _provenance(version: Version, bundle: Bundle) -> dict[str, str]:
 
 
 def _kept(settings: Settings, bundle: str) -> Path:
-    return settings.models / "diagnoses" / f"{bundle}.json"
+    return settings.diagnoses / f"{bundle}.json"
 
 
 def _said(error: Exception) -> str:

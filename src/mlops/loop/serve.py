@@ -33,6 +33,7 @@ from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.alerts import Lookout
+from mlops.loop.dashboard import pages
 from mlops.loop.performance import judge, look, measure_of
 from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.log import PredictionLog
@@ -58,12 +59,13 @@ def serve(*names: str, settings: Settings | None = None) -> App:
     """Return the application for one use case, or for several on one server."""
     services = [Service(find(name)) for name in names]
     lookouts: list[Lookout] = []
+    open_logs: dict[str, PredictionLog] = {}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         now = settings or read_settings()
         app.limits = limits(now)
-        async with _running(services, app.access, now) as lookout:
+        async with _running(services, app.access, now, open_logs) as lookout:
             lookouts[:] = [lookout]
             yield
 
@@ -76,7 +78,12 @@ def serve(*names: str, settings: Settings | None = None) -> App:
         return lookouts[0].listed(asked)
 
     app = build_app(
-        services, lifespan=lifespan, version=mlops.__version__, promote=promote, alerts=alerts
+        services,
+        lifespan=lifespan,
+        version=mlops.__version__,
+        promote=promote,
+        alerts=alerts,
+        pages=pages(services, open_logs, alerts, lambda: settings or read_settings()),
     )
     return app
 
@@ -93,8 +100,12 @@ def limits(settings: Settings) -> Limits:
 
 @contextlib.asynccontextmanager
 async def _running(
-    services: Sequence[Service], access: Access, settings: Settings
+    services: Sequence[Service],
+    access: Access,
+    settings: Settings,
+    open_logs: dict[str, PredictionLog],
 ) -> AsyncIterator[Lookout]:
+    """Let all run, with their logs in `open_logs` by use case, until the server stops."""
     followers, logs, watchers = [], [], []
     with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
         rate = parse_rate(settings.rate_limit)
@@ -104,6 +115,7 @@ async def _running(
             for service in services:
                 prediction_log = open_log(service.use_case, settings)
                 logs.append(prediction_log)
+                open_logs[service.use_case.name] = prediction_log
                 service.start(
                     prediction_log,
                     synced=settings.durability == "power",
@@ -149,6 +161,7 @@ async def _running(
                     await asyncio.gather(*tasks, return_exceptions=True)
                     await asyncio.to_thread(stop_watching)
         finally:
+            open_logs.clear()
             for service in services:
                 await service.stop()
 

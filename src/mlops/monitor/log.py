@@ -49,7 +49,7 @@ from mlops.errors import (
     LogUnavailableError,
     UsageError,
 )
-from mlops.monitor import buckets, findings, metrics, truths
+from mlops.monitor import buckets, findings, metrics, search, truths
 from mlops.monitor.drift import windows
 from mlops.monitor.logfile import LogFile
 from mlops.monitor.quality import Actual, Sums
@@ -329,6 +329,16 @@ class PredictionLog:
         while (behind := last - self._file.last_id()) > 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         return max(0, behind)
+
+    def minutes(self) -> list[dict[str, Any]]:
+        """Return the traffic of each minute of the last hour: see `metrics.minutes`."""
+        with self._reading() as connection:
+            return metrics.minutes(connection)
+
+    def search(self, query: search.Query) -> search.Found:
+        """Return the newest predictions that fit, of a bounded stretch of the log."""
+        with self._reading() as connection:
+            return search.search(connection, self._table, query)
 
     def span(self, version: int) -> tuple[str, str] | None:
         """Return when a version made its first and its last prediction, or None if it made none.

@@ -91,6 +91,46 @@ def traffic(connection: apsw.Connection, seconds: int, now: float) -> dict[str, 
     return _window(since, seconds, _sums(connection, since), durations, {}, {})
 
 
+def minutes(
+    connection: apsw.Connection, now: float | None = None, back: int = 60
+) -> list[dict[str, Any]]:
+    """Return the traffic of each of the last `back` whole minutes, oldest first, in one read.
+
+    A minute has its `start` (UTC), `requests`, `errors` (status 400 and more) and, of answers with
+    status 200, `p50` and `p95` in ms; None without any.
+    """
+    end = int(clock.unix() if now is None else now) // counts.MINUTE * counts.MINUTE
+    since = {"since": end - back * counts.MINUTE, "end": end, "minute": counts.MINUTE}
+    within = "WHERE width <= :minute AND start >= :since AND start < :end"
+    requests: dict[int, list[int]] = {}
+    for start, asked, errors in connection.execute(
+        f"""SELECT start - start % :minute, sum(requests), sum(iif(status >= 400, requests, 0))
+        FROM counts {within} GROUP BY 1""",  # noqa: S608  a constant
+        since,
+    ):
+        requests[start] = [asked, errors]
+    measured: dict[int, list[bytes]] = defaultdict(list)
+    for start, histogram in connection.execute(
+        f"SELECT start - start % :minute, histogram FROM durations {within} AND status = 200",  # noqa: S608
+        since,
+    ):
+        measured[start].append(histogram)
+    found = []
+    for start in range(end - back * counts.MINUTE, end, counts.MINUTE):
+        asked, errors = requests.get(start, (0, 0))
+        histogram = counts.unpack(measured[start]).sum(axis=0, dtype=np.int64)
+        times = {name: counts.quantile(histogram, at) for name, at in (("p50", 0.5), ("p95", 0.95))}
+        found.append(
+            {
+                "start": utc(start),
+                "requests": asked,
+                "errors": errors,
+                **{name: None if s is None else 1000 * s for name, s in times.items()},
+            }
+        )
+    return found
+
+
 def _totals(sums: Iterable[_Sum]) -> Totals:
     by_version: dict[int, int] = defaultdict(int)
     failed: dict[int, int] = defaultdict(int)

@@ -1,0 +1,364 @@
+"""The dashboard in a real browser: Debian's Chromium, over a real server with three hours of log.
+
+Not run where Chromium is neither there nor to be installed; continuous integration must run it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import screenshots
+from axe_playwright_python.sync_playwright import Axe
+from conftest import Server, copy_project, free_port, mlops, start_server
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from mlops.loop.serve import open_log
+from mlops.records import Submission
+from mlops.settings import read_settings
+from mlops.usecases.housing import HOUSING
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+PAGES = {
+    "overview": "/dashboard",
+    "housing": "/dashboard/housing",
+    "iris": "/dashboard/iris",
+    "try": "/dashboard/housing/try",
+    "try iris": "/dashboard/iris/try",
+    "predictions": "/dashboard/housing/predictions",
+    "prediction": "/dashboard/housing/prediction?id={id}",
+    "no such prediction": "/dashboard/iris/prediction?id=nobody",
+}
+SCRIPT = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The browser, from Debian's package where it is missing."""
+    if not screenshots.CHROMIUM.exists():
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"]
+        if not shutil.which("apt-get") or subprocess.run(install, check=False).returncode:
+            if os.environ.get("CI"):
+                pytest.fail("Chromium is not here and could not be installed")
+            pytest.skip("Chromium is not here and could not be installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=screenshots.CHROMIUM, args=list(screenshots.FLAGS)
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def project(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained project with some hours of traffic, and a row that tries to be HTML."""
+    home = copy_project(trained, tmp_path_factory.mktemp("dashboard") / "home")
+    shutil.copytree(trained / "models" / "diagnoses", home / "models" / "diagnoses")
+    screenshots.seed(home, hours=0.5, a_minute=20)
+    log = open_log(HOUSING, read_settings(MLOPS_HOME=home))
+    [last] = log.rows(1)
+    planted = last._replace(
+        prediction_id="planted", warnings=json.dumps([SCRIPT]), client=SCRIPT, bundle=SCRIPT
+    )
+    log.append([Submission((planted,))])
+    log.close()
+    return home
+
+
+@pytest.fixture(scope="module")
+def server(project: Path) -> Iterator[Server]:
+    server = start_server(project)
+    yield server
+    server.stop()
+
+
+class Watched:
+    """A page whose console, errors and requests are kept."""
+
+    def __init__(self, page: Page, server: Server) -> None:
+        self.page = page
+        self.url = server.url
+        self.complaints: list[str] = []
+        self.hosts: set[str] = set()
+        page.on("console", lambda message: self._note(message.type, message.text))
+        page.on("pageerror", lambda error: self._note("error", str(error)))
+        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind in {"error", "warning"}:
+            self.complaints.append(f"{kind}: {text}")
+
+    def open(self, path: str) -> Page:
+        if "{id}" in path:
+            path = path.format(id=newest(self.url))
+        self.page.goto(self.url + path)
+        self.page.locator("h1").wait_for()
+        self.page.wait_for_timeout(900)
+        return self.page
+
+
+def newest(url: str) -> str:
+    path = "/housing/predictions?limit=1&warned=false"
+    name: str = screenshots.get(int(url.rpartition(":")[2]), path)["predictions"][0][
+        "prediction_id"
+    ]
+    return name
+
+
+@pytest.fixture
+def watched(chromium: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    theme, width = getattr(request, "param", ("light", 1280))
+    context = chromium.new_context(
+        viewport={"width": width, "height": 844}, color_scheme=theme, timezone_id="UTC"
+    )
+    yield Watched(context.new_page(), server)
+    context.close()
+
+
+@pytest.mark.parametrize(
+    "watched", [("light", 1280), ("dark", 390)], indirect=True, ids=["desktop", "phone"]
+)
+def test_each_page_loads_without_complaint_asks_nobody_else_is_accessible_and_fits(
+    watched: Watched,
+) -> None:
+    axe = Axe()
+    for name, path in PAGES.items():
+        page = watched.open(path)
+        assert page.title().endswith("mlops")
+        if "try" in name:
+            page.get_by_role("button", name="Predict").click()
+            page.locator(".big").wait_for()
+        if name == "housing":
+            page.get_by_label("Errors, held-out rows").check()
+            for summary in page.locator("summary").all():
+                summary.click()
+        found = axe.run(page, options=RULES)
+        assert found.violations_count == 0, f"{name}\n{found.generate_report()}"
+        assert len(found.response["passes"]) > 15, "guards the test itself"
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= page.viewport_size["width"], name  # type: ignore[index]
+        levels = [int(tag[1]) for tag in page.locator("h1, h2, h3, h4").evaluate_all(
+            "found => found.map((one) => one.tagName)")]  # fmt: skip
+        assert levels[0] == 1, name
+        assert all(b - a <= 1 for a, b in itertools.pairwise(levels)), name
+        complaints = [one for one in watched.complaints if "404" not in one]
+        assert complaints == [], name
+    assert watched.hosts == {urlsplit(watched.url).netloc}
+
+
+def test_axe_finds_what_is_planted(watched: Watched) -> None:
+    page = watched.open("/dashboard")
+    page.evaluate("document.querySelector('main').append(document.createElement('input'))")
+    page.evaluate("document.querySelector('.lead, .headline').style.color = '#ccc'")
+    broken = {one["id"] for one in Axe().run(page, options=RULES).response["violations"]}
+    assert {"label", "color-contrast"} <= broken
+
+
+def ask(server: Server, number: int = 1) -> None:
+    for _ in range(number):
+        status, _ = server.request("/housing/predict", next(iter(HOUSING.examples.values())))
+        assert status == 200
+
+
+def test_live_values_change_as_requests_come(watched: Watched, server: Server) -> None:
+    page = watched.open("/dashboard")
+    total = page.locator(".card").first.locator(".tile", has_text="Predictions").locator("dd").first
+    before = int(total.inner_text().replace(",", ""))
+    ask(server, 5)
+    expect(total).to_have_text(f"{before + 5:,}", timeout=10_000)
+    expect(page.locator(".card").first.locator(".sentence")).to_contain_text("requests/s")
+
+
+def test_nothing_is_asked_while_the_page_is_hidden(watched: Watched, server: Server) -> None:
+    page = watched.open("/dashboard")
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    page.wait_for_timeout(2500)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(3000)
+    assert asked == []
+    page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(1000)
+    assert any("/overview" in url for url in asked)
+
+
+def test_the_form_predicts_and_its_slider_and_number_say_the_same(
+    watched: Watched, server: Server
+) -> None:
+    page = watched.open("/dashboard/housing/try")
+    income = page.get_by_label("median income 10,000 dollars")
+    slider = page.get_by_label("median income, by percentile")
+    slider.focus()
+    page.keyboard.press("End")
+    assert float(income.input_value()) == pytest.approx(15.0001, abs=1e-3)
+    income.fill("3.5")
+    assert 40 < float(slider.input_value()) < 60
+    page.keyboard.press("Enter")
+    page.locator(".big").wait_for()
+    _, logged = server.request("/housing/predictions?limit=1")
+    row = logged["predictions"][0]
+    assert row["inputs"]["median_income"] == 3.5
+    said = page.locator(".big").inner_text()
+    assert int(said.strip("$").replace(",", "")) == pytest.approx(1e5 * row["prediction"], rel=1e-3)
+    expect(page.locator(".result")).to_contain_text("of the training rows’ answers")
+    expect(page.locator(".result .contribution")).to_have_count(len(HOUSING.fields))
+
+    income.fill("99")  # allowed, and unlike all that training saw
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator(".warnings")).to_contain_text("median_income = 99 is outside")
+    page.get_by_label("Begin with an example").select_option(index=1)
+    assert page.get_by_label("total rooms rooms").input_value() == "8"
+    page.get_by_label("latitude degrees north").fill("99")
+    page.get_by_role("button", name="Predict").click()
+    assert page.get_by_label("latitude degrees north").evaluate("one => !one.checkValidity()")
+
+
+def test_a_use_case_shows_truth_quality_and_drift_with_verdicts(watched: Watched) -> None:
+    page = watched.open("/dashboard/housing")
+    expect(page.locator("#drift .drift")).to_have_count(
+        1 + len({*HOUSING.fields, *HOUSING.input_names}), timeout=20_000
+    )
+    income = page.locator("#drift .drift", has_text="median income")
+    expect(income.locator(".badge")).to_have_text("▲ alarm")
+    expect(page.locator("#quality figure")).to_be_visible()
+    expect(page.locator("#quality .lead")).to_contain_text("the truth has come for")
+    expect(page.locator("#accuracy .choice")).to_contain_text("Live: the newest")
+    expect(page.locator("#accuracy svg")).to_be_visible()
+    page.get_by_label("Errors, live").check()
+    expect(page.locator("#map")).to_contain_text("Errors where the truth has come")
+    page.get_by_text("The ten largest errors as a table").click()
+    expect(page.locator("#map tbody tr")).to_have_count(10)
+
+
+def test_a_prediction_shows_its_truth_and_its_explanation(watched: Watched) -> None:
+    page = watched.open("/dashboard/housing/predictions?told=true")
+    page.locator("tbody a").first.click()
+    expect(page.locator("#truth")).to_contain_text("Predicted too")
+    expect(page.locator("#why .contribution")).to_have_count(len(HOUSING.fields))
+
+
+def test_filters_find_and_keep_to_the_address_and_lead_to_a_prediction(watched: Watched) -> None:
+    page = watched.open("/dashboard/housing/predictions")
+    page.get_by_label("Least").fill("4")
+    page.get_by_label("Greatest").fill("4.5")
+    page.get_by_role("button", name="Search").click()
+    rows = page.locator("tbody tr")
+    expect(page.locator(".status")).to_contain_text("found")
+    page.wait_for_timeout(500)
+    amounts = [
+        int(text.strip("$").replace(",", ""))
+        for text in rows.locator("td:nth-child(2)").all_inner_texts()
+    ]
+    assert amounts
+    assert all(400_000 <= amount <= 450_000 for amount in amounts)
+    assert "min=4" in page.url
+    page.reload()
+    page.wait_for_timeout(900)
+    assert page.get_by_label("Least").input_value() == "4"
+    page.get_by_label("Search", exact=True).fill("no row has this")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator(".absent")).to_contain_text("No prediction in the log fits")
+    page.get_by_role("button", name="Clear").click()
+    expect(rows.first).to_be_visible()
+    page.get_by_role("button", name="Look at older ones").click()
+    expect(rows).to_have_count(100)
+    rows.first.locator("a").click()
+    expect(page.locator("h1")).to_have_text("California Housing: prediction")
+    expect(page.get_by_role("heading", name="Where it comes from")).to_be_visible()
+    expect(page.locator("#lineage")).to_contain_text("answers now")
+
+
+def test_what_is_logged_never_becomes_html(watched: Watched) -> None:
+    for path in ("predictions?search=planted", "prediction?id=planted"):
+        page = watched.open(f"/dashboard/housing/{path}")
+        assert "onerror" in page.content()
+        assert page.locator("img[src=x]").count() == 0
+        assert page.title() != "owned"
+    expect(page.locator(".warnings")).to_contain_text(SCRIPT)
+
+
+def test_the_keyboard_alone_reaches_everything(watched: Watched) -> None:
+    page = watched.open("/dashboard")
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to the content")).to_be_focused()
+    reached = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent.trim()"))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", reached[-1]
+    assert reached[1:5] == ["Overview", "California Housing", "Iris", "API"]
+    assert {"Dark", "API key", "Try it", "Predictions"} <= set(reached)
+
+
+def test_the_theme_is_chosen_and_kept(watched: Watched) -> None:
+    page = watched.open("/dashboard")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(paper)
+    page.get_by_role("button", name="Use the dark theme").click()
+    assert page.evaluate(paper) != light
+    page = watched.open("/dashboard/housing/try")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_key_is_asked_for_typed_once_and_used(
+    chromium: Browser, trained: Path, tmp_path: Path
+) -> None:
+    home = copy_project(trained, tmp_path / "home")
+    made = mlops("keys", "add", "reader", "--role", "read", home=home)
+    key = next(word for word in made.stdout.split() if word.startswith("mlk_"))
+    server = start_server(home)
+    try:
+        watched = Watched(chromium.new_page(), server)
+        page = watched.open("/dashboard")
+        expect(page.locator(".absent").first).to_contain_text("API key with the role read")
+        page.get_by_role("button", name="API key").click()
+        page.get_by_label("API key with the role read").fill(key)
+        page.keyboard.press("Enter")
+        expect(page.locator(".sentence").first).to_contain_text("version 1 answers")
+        page = watched.open("/dashboard/housing/try")
+        page.get_by_role("button", name="Predict").click()
+        expect(page.locator(".result .absent")).to_contain_text("role")
+        assert page.evaluate("Object.values(localStorage).join()").count("mlk_") == 0
+        page.close()
+    finally:
+        server.stop()
+
+
+def test_a_server_that_is_gone_is_said_to_be_and_one_that_is_back_too(
+    chromium: Browser, trained: Path, tmp_path: Path
+) -> None:
+    home, port = copy_project(trained, tmp_path / "home"), free_port()
+    server = start_server(home, port=port)
+    page = Watched(chromium.new_page(), server).open("/dashboard")
+    server.stop()
+    expect(page.locator("#pulse")).to_contain_text("no answer, shown is", timeout=10_000)
+    expect(page.locator("#said")).to_contain_text("not live any more")
+    expect(page.locator(".sentence").first).to_contain_text("version 1 answers")
+    server = start_server(home, port=port)
+    expect(page.locator("#pulse")).to_contain_text("live", timeout=10_000)
+    time.sleep(0.1)
+    page.close()
+    server.stop()
+
+
+def test_pictures_are_taken_by_the_command_that_the_readme_names(
+    chromium: Browser, server: Server, tmp_path: Path
+) -> None:
+    screenshots.take(chromium, server.port, tmp_path)
+    taken: list[Any] = sorted(path.name for path in tmp_path.iterdir())
+    assert len(taken) == len(screenshots.PAGES) * len(screenshots.SCREENS) * 2
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) <= screenshots.LARGEST
+    shown = {path.name for path in screenshots.PICTURES.iterdir()}
+    assert shown <= set(taken)
