@@ -1,10 +1,10 @@
 """`make bench`: speed and accuracy, each figure beside its target.
 
-    python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers]
+    python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers] [drift]
                          [--rows N] [--write]
 
-Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, from
-each but `explain`, which prints.
+Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, of
+`drift` into docs/drift.md; `explain` prints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import exactness, explain, growth, peers, serving, whole_loop
+from benchmarks import drift, exactness, explain, growth, peers, serving, whole_loop
 from benchmarks.results import Section, publish, table
 
 SECTIONS = (
@@ -30,13 +30,13 @@ SECTIONS = (
 PLAIN = ("loop", "exactness", "explain", "serving")
 
 
-def _explain(home: Path) -> None:
+def _explain(home: Path, write: bool) -> None:
     whole_loop.up(home)
     explain.run(home)
 
 
-PRINTED: Mapping[str, Callable[[Path], None]] = {"explain": _explain}
-"""Those without targets."""
+OTHERS: Mapping[str, Callable[[Path, bool], None]] = {"explain": _explain, "drift": drift.run}
+"""Those that publish on no page, or on one of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = arguments_of(sys.argv[1:] if arguments is None else arguments)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     names = asked.sections or PLAIN
-    for name, measure in PRINTED.items():
+    for name, measure in OTHERS.items():
         if name in names:
             with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder:
-                measure(Path(folder))
+                measure(Path(folder), asked.write)
     for section in SECTIONS:
         if section.name not in names:
             continue
@@ -68,7 +68,7 @@ def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _name(text: str) -> str:
-    names = [*(section.name for section in SECTIONS), *PRINTED]
+    names = [*(section.name for section in SECTIONS), *OTHERS]
     if text not in names:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
     return text

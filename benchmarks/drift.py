@@ -14,7 +14,6 @@ Then a shift from some hour on, of stated size: the hours until the first alarm.
 from __future__ import annotations
 
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,9 @@ from mlops.monitor.drift.budget import Budget
 from mlops.monitor.drift.profile import Profile
 from mlops.usecases.housing import HOUSING, load
 
+PAGE = Path(__file__).parents[1] / "docs" / "drift.md"
+DRAWING = PAGE.with_name("drift.svg")
+MARK = '<!-- what follows is written by: make bench ARGS="drift --write" -->'
 HOURS_A_DAY, DAYS_A_YEAR, MONTH = 24, 365, 30
 BUDGET = Budget(1, MONTH * 86400, 3600)
 ROWS_A_WINDOW = (50, 200, 1_000, 10_000)
@@ -45,6 +47,10 @@ SHIFTS = {
     "mean of one column + 1 σ": 1.0,
     "one column shuffled: same marginals": None,
 }
+
+
+Found = dict[tuple[int, float | None, int], dict[str, int | None]]
+"""Delays by method, of each (rows a window, shift, seed)."""
 
 
 class Year(NamedTuple):
@@ -175,63 +181,128 @@ def delays(rows: int, size: float | None, seed: int) -> dict[str, int | None]:
     return {name: int(a.argmax()) + 1 if a.any() else None for name, a in found.items()}
 
 
-def run(home: Path) -> None:
-    """Measure, and print the tables of `docs/drift.md`; the drawing goes to docs/drift.svg."""
-    started = time.perf_counter()
+def run(home: Path, write: bool = False) -> None:
+    """Measure, and print; with `write`, publish in docs/drift.md. `home` is an empty folder."""
+    from benchmarks import drift_cost
+
+    cost = drift_cost.run(home)
+    years, found, lines = measure()
+    if write:
+        draw(DRAWING, years, found)
+        kept, mark, _ = PAGE.read_text().partition(MARK)
+        lines = [*cost, "", f"![Delays beside false alarms]({DRAWING.name})", "", *lines]
+        PAGE.write_text(f"{kept}{mark}\n\n" + "\n".join(lines) + "\n")
+
+
+def measure() -> tuple[list[Year], Found, list[str]]:
+    """Measure years and delays; print and return the tables as Markdown, too."""
     with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        _print_years(list(pool.map(year, *zip(*_all_years(), strict=True))))
+        asked = [(rows, seed) for rows in ROWS_A_WINDOW for seed in range(YEARS)]
+        years = list(pool.map(year, *zip(*asked, strict=True)))
+        lines = _years(years)
+        print("\n".join(["", *lines]), flush=True)
         told = [
-            (n, size, seed)
-            for n in ROWS_A_WINDOW
+            (rows, size, seed)
+            for rows in ROWS_A_WINDOW
             for size in SHIFTS.values()
             for seed in range(RUNS)
         ]
-        found = list(pool.map(delays, *zip(*told, strict=True), chunksize=5))
-    _print_delays(dict(zip(told, found, strict=True)))
-    print(f"\n{time.perf_counter() - started:,.0f} s")
+        each = pool.map(delays, *zip(*told, strict=True), chunksize=5)
+        found = dict(zip(told, each, strict=True))
+        more = _delays(found)
+        print("\n".join(["", *more]), flush=True)
+    return years, found, [*lines, "", *more]
 
 
-def _all_years() -> list[tuple[int, int]]:
-    return [(rows, seed) for rows in ROWS_A_WINDOW for seed in range(YEARS)]
+def draw(path: Path, years: list[Year], found: Found) -> None:
+    """Draw the median delays; the legend says how often each calls in a quiet month."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    sizes = [size for size in SHIFTS.values() if size is not None]
+    for place, rows in enumerate(ROWS_A_WINDOW, 1):
+        axes = figure.add_subplot(1, len(ROWS_A_WINDOW), place)
+        mine = [one for one in years if one.rows == rows]
+        for name, style in zip(("ours", *CUSTOM), ("o-", "s--", "^-.", "D:"), strict=True):
+            middle = [
+                _middle([found[rows, size, seed][name] for seed in range(RUNS)]) for size in sizes
+            ]
+            quiet = np.mean(
+                [
+                    one.a_month(one.looks_in_alarm if name == "ours" else one.custom[name])
+                    for one in mine
+                ]
+            )
+            axes.plot(
+                sizes,
+                np.minimum(middle, LONGEST_DELAY),
+                style,
+                markersize=4,
+                linewidth=1.3,
+                label=f"{name}: {quiet:.1f}",
+            )
+        axes.set(
+            xscale="log",
+            ylim=(0, LONGEST_DELAY + 4),
+            title=f"{rows:,} rows a window",
+            xlabel="shift of one mean, in σ",
+            xticks=sizes,
+            xticklabels=sizes,
+        )
+        axes.minorticks_off()
+        axes.legend(title="alarms in a quiet month", fontsize=6, title_fontsize=6)
+        axes.tick_params(labelsize=7)
+        if place == 1:
+            axes.set_ylabel(f"hours to the first alarm\n({LONGEST_DELAY}: later, or never)")
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drift"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _print_years(years: list[Year]) -> None:
-    print(f"\nA year without drift, {YEARS} times: alarms in 30 days (budget: 1)")
-    print(
-        "| rows a window | looks in alarm | alarms | if each test had 0.05 | "
+def _years(years: list[Year]) -> list[str]:
+    lines = [
+        f"A year of traffic without drift, {YEARS} times, a window of a day, a look every hour:"
+        " alarms in 30 days, where the budget is 1.",
+        "",
+        "| rows a window | looks in alarm | calls | each test at 0.05 | "
         + " | ".join(f"{name}, once a day" for name in CUSTOM)
-        + " |"
-    )
-    print("|---|---|---|---|---|---|---|")
+        + " |",
+        "|---" * (4 + len(CUSTOM)) + "|",
+    ]
     for rows in ROWS_A_WINDOW:
         mine = [one for one in years if one.rows == rows]
-
-        def mean(numbers: list[float]) -> str:
-            return f"{sum(numbers) / len(numbers):.2f}"
-
-        print(
-            f"| {rows:,} | {mean([y.a_month(y.looks_in_alarm) for y in mine])}"
-            f" | {mean([y.a_month(y.alarms) for y in mine])}"
-            f" | {mean([y.a_month(y.uncorrected) for y in mine])} | "
-            + " | ".join(mean([y.a_month(y.custom[name]) for y in mine]) for name in CUSTOM)
-            + " |"
-        )
+        counted = [
+            *(
+                [one.looks_in_alarm, one.alarms, one.uncorrected, *one.custom.values()]
+                for one in mine
+            ),
+        ]
+        monthly = np.mean(counted, axis=0) / mine[0].days * MONTH
+        lines.append(f"| {rows:,} | " + " | ".join(f"{number:.2f}" for number in monthly) + " |")
+    return lines
 
 
-def _print_delays(found: dict[tuple[int, float | None, int], dict[str, int | None]]) -> None:
-    print(
-        f"\nHours from a shift to the first alarm: median of {RUNS}, windows of a day; a dash:"
-        f" most saw nothing in {LONGEST_DELAY} h"
-    )
-    print("| shift | rows a window | ours | " + " | ".join(CUSTOM) + " |")
-    print("|---|---|---|---|---|---|")
+def _delays(found: Found) -> list[str]:
+    lines = [
+        f"Hours from a shift to the first alarm, median of {RUNS}; a dash: most saw nothing in"
+        f" {LONGEST_DELAY} hours. All look every hour. Mind above how often the others call when"
+        " there is nothing.",
+        "",
+        "| shift | rows a window | ours | " + " | ".join(CUSTOM) + " |",
+        "|---" * (3 + len(CUSTOM)) + "|",
+    ]
     for what, size in SHIFTS.items():
         for rows in ROWS_A_WINDOW:
             runs = [found[rows, size, seed] for seed in range(RUNS)]
             cells = [_median([one[name] for one in runs]) for name in ("ours", *CUSTOM)]
-            print(f"| {what} | {rows:,} | " + " | ".join(cells) + " |")
+            lines.append(f"| {what} | {rows:,} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _median(hours: list[int | None]) -> str:
-    middle = float(np.median([np.inf if one is None else one for one in hours]))
+    middle = _middle(hours)
     return f"{middle:g}" if np.isfinite(middle) else "–"
+
+
+def _middle(hours: list[int | None]) -> float:
+    return float(np.median([np.inf if one is None else one for one in hours]))

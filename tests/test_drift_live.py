@@ -22,6 +22,7 @@ from mlops import cli, clock
 from mlops.improve.ledger import Ledger
 from mlops.loop.serve import open_log
 from mlops.loop.watching import Profiles, Watcher, sealed_profile
+from mlops.monitor.drift import tables
 from mlops.monitor.drift import windows as windows_module
 from mlops.monitor.drift.columns import columns, names, of_logged
 from mlops.monitor.drift.windows import Windows
@@ -365,6 +366,43 @@ def test_a_file_is_compared_without_a_server(settings, suffix, drift, tmp_path):
     assert (verdicts["population"], verdicts["latitude"]) == ("alarm", "alarm")
 
 
+def test_a_file_is_read_page_by_page(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(tables, "PAGE_ROWS", 100)
+    table = pd.DataFrame(requests(settings, 1_000))
+    table.to_csv(tmp_path / "long.csv", index=False)
+    table.to_parquet(tmp_path / "long.parquet")
+    for name in ("long.csv", "long.parquet"):
+        pages = [fields for fields, _ in tables.pages(HOUSING, tmp_path / name)]
+        assert max(map(len, pages)) < 400
+        assert (np.concatenate(pages) == table.to_numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("", "has no row"),
+        ("1,2,3,4,5,6,7,8\n", "1 row; a shift by a standard deviation needs"),
+        (",,,,,,,\n", "1 row"),
+        ("inf,NaN,1e300,-1e300,5,6,7,8\n", "1 row"),
+        ("1,2,3\n", "Expected 8 columns, got 3"),
+    ],
+)
+def test_a_poor_file_is_no_crash_but_cannot_be_told(drift, tmp_path, rows, says):
+    (tmp_path / "poor.csv").write_text(",".join(HOUSING.fields) + "\n" + rows)
+    code, said = drift("--data", str(tmp_path / "poor.csv"))
+    assert (code, says in " ".join(said.split())) == (3, True), said
+
+
+def test_answers_in_a_file_are_taken_from_it(tmp_path):
+    head = ",".join(IRIS.fields)
+    (tmp_path / "a.csv").write_text(
+        f"{head},prediction\n1,2,3,4,virginica\n1,2,3,4,tulip\n1,2,3,4,\n"
+    )
+    [(_, answers)] = tables.pages(IRIS, tmp_path / "a.csv")
+    assert np.array_equal(answers, [2, 3, np.nan], equal_nan=True)
+
+
 def test_what_is_asked_wrongly_ends_with_2_and_says_how(drift, tmp_path):
     lacks, text, empty = (tmp_path / name for name in ("lacks.csv", "text.csv", "empty.csv"))
     lacks.write_text("latitude\n1\n")
@@ -381,6 +419,15 @@ def test_what_is_asked_wrongly_ends_with_2_and_says_how(drift, tmp_path):
     ):
         found, said = drift(*arguments)
         assert (found, says in " ".join(said.split())) == (code, True), said
+
+
+def test_a_damaged_bundle_is_named(settings, drift):
+    with contextlib.closing(open_log(HOUSING, settings)) as log:
+        logged(log, opened(settings), requests(settings, 3))
+    (opened(settings).path / "reference.json").write_text("{}")
+    code, said = drift()
+    assert code == 3
+    assert "is corrupt: reference.json" in said
 
 
 def test_a_bundle_sealed_before_says_what_to_do(settings, drift):

@@ -50,19 +50,21 @@ class Profiles:
         self._known: dict[str, Profile | None] = {}
 
     def find(self, bundle: str) -> Profile | None:
-        """Return the profile of a bundle; None if it has none, or cannot be opened."""
+        """Return the profile of a bundle, None if it was sealed without one.
+
+        Raises `BundleError` if it cannot be opened.
+        """
         if bundle not in self._known:
-            try:
-                key = self._settings.signing_key
-                contents = verify(self._settings.bundles / bundle, key=key)
-                self._known[bundle] = sealed_profile(json.loads(contents["reference.json"]))
-            except (BundleError, DataError):
-                self._known[bundle] = None
+            contents = verify(self._settings.bundles / bundle, key=self._settings.signing_key)
+            self._known[bundle] = sealed_profile(json.loads(contents["reference.json"]))
         return self._known[bundle]
 
     def counting(self, bundle: str) -> tuple[Profile, Count] | None:
-        """Return what `Windows.follow` asks for."""
-        profile = self.find(bundle)
+        """Return what `Windows.follow` asks for; None for a bundle that cannot be opened, too."""
+        try:
+            profile = self.find(bundle)
+        except (BundleError, DataError):
+            return None
         return None if profile is None else (profile, self._count_by(profile))
 
     def _count_by(self, profile: Profile) -> Count:
@@ -99,17 +101,21 @@ def look(
     `version` is its number and its bundle's name. Raises `apsw.Error`.
     """
     number, bundle = version or (None, None)
-    profile = profiles.find(bundle) if bundle else None
     found: tuple[Profile, Counts] | str
-    if bundle is None:
-        found = f"{use_case.name} has no champion yet: make one with: mlops up {use_case.name}"
-    elif profile is None:
-        found = sealed_before(use_case, number)
+    try:
+        profile = profiles.find(bundle) if bundle else None
+    except (BundleError, DataError) as error:
+        found = str(error)
     else:
-        counts = windows.read(bundle, profile, clock.unix() - seconds)
-        found = profile, counts
-        if not counts.rows:
-            found = f"version {number} has answered nothing in the last {span(seconds)}"
+        if bundle is None:
+            found = f"{use_case.name} has no champion yet: make one with: mlops up {use_case.name}"
+        elif profile is None:
+            found = sealed_before(use_case, number)
+        else:
+            counts = windows.read(bundle, profile, clock.unix() - seconds)
+            found = profile, counts
+            if not counts.rows:
+                found = f"version {number} has answered nothing in the last {span(seconds)}"
     return assessed(
         use_case,
         number,

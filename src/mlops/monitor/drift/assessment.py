@@ -239,8 +239,10 @@ def _of_column(
         ),
         "wasserstein": None
         if column.categorical
-        else statistics.wasserstein_distance(
-            column, bins, float(counts.low[number]), float(counts.high[number])
+        else _finite(
+            statistics.wasserstein_distance(
+                column, bins, float(counts.low[number]), float(counts.high[number])
+            )
         ),
         "jensen_shannon": _finite(
             float(statistics.jensen_shannon_distance(bins @ coarse, column.counts @ coarse))
@@ -378,5 +380,5 @@ def _share(k: float, n: float) -> float:
     return float(k / n) if n else 0.0
 
 
-def _finite(number: float) -> float | None:
-    return float(number) if math.isfinite(number) else None
+def _finite(number: float | None) -> float | None:
+    return float(number) if number is not None and math.isfinite(number) else None

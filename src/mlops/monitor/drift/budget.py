@@ -32,7 +32,8 @@ class Budget(NamedTuple):
     def __str__(self) -> str:
         return (
             f"at most {self.alarms:g} false alarm{'s' * (self.alarms != 1)} in "
-            f"{span(self.seconds)} on average, with a look every {span(self.every)}"
+            f"{span(self.seconds)} on average, with a look every "
+            f"{span(self.every).removeprefix('1 ')}"
         )
 
 

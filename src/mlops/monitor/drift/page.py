@@ -13,15 +13,15 @@ from mlops.usecase import UseCase
 
 WIDTH, HEIGHT, FOOT = 320, 92, 16
 HEAD = (
-    *("column", "rows", "PSI", "by chance", "Wasserstein / std", "Jensen-Shannon"),
-    *("p", "alarm at", "verdict"),
+    *("column", "verdict", "rows", "p", "alarm at"),
+    *("PSI", "by chance", "Wasserstein / std", "Jensen-Shannon"),
 )
 MORE_STYLE = """
 .badge.alarm, .verdict.alarm { border-color: var(--orange); color: var(--orange);
   font-weight: 600; }
 .badge.ok, .verdict.ok { border-color: var(--green); color: var(--green); }
 .badge.cannot, .verdict.cannot { border-style: dashed; }
-td.says { white-space: normal; text-align: left; min-width: 16rem; }
+th:nth-child(2), td:nth-child(2) { text-align: left; }
 svg .before { fill: var(--faint); opacity: .32; } svg .now { fill: none; stroke: var(--blue);
   stroke-width: 1.6; stroke-linejoin: round; }
 svg text { fill: var(--faint); font: 9px var(--sans); }
@@ -48,7 +48,7 @@ def page(use_case: UseCase, drift: Drift, *, style: str) -> str:
         _figure(one, drift.columns[one.subject]) for one in shown if one.subject in drift.columns
     )
     sections = f"""<section aria-labelledby="findings"><h2 id="findings">Column by column</h2>
-{_table(shown)}</section>
+{_alarms(shown)}{_table(shown)}</section>
 <section aria-labelledby="shapes"><h2 id="shapes">Training (grey) and window (line)</h2>
 <div class="figures">{figures}</div></section>""" * bool(shown)
     return f"""<!DOCTYPE html>
@@ -83,13 +83,22 @@ def page(use_case: UseCase, drift: Drift, *, style: str) -> str:
 """
 
 
+def _alarms(findings: Sequence[Finding]) -> str:
+    said = "".join(
+        f"<li><strong>{_text(one.subject)}</strong>: {_text(one.says)}</li>"
+        for one in findings
+        if one.verdict == "alarm"
+    )
+    return f"<ul>{said}</ul>" if said else ""
+
+
 def _table(findings: Sequence[Finding]) -> str:
-    head = "".join(f"<th scope=col>{_text(one)}</th>" for one in (*HEAD, "what"))
+    head = "".join(f"<th scope=col>{_text(one)}</th>" for one in HEAD)
     rows = "".join(
         f'<tr><th scope="row">{_text(one.subject)}</th>'
-        + "".join(f"<td>{_text(cell)}</td>" for cell in cells(one)[1:-1])
-        + f'<td><span class="verdict {_class(one.verdict)}">{one.verdict}</span></td>'
-        + f'<td class="says">{_text(one.says)}</td></tr>'
+        f'<td><span class="verdict {_class(one.verdict)}">{one.verdict}</span></td>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in cells(one)[2:])
+        + "</tr>"
         for one in findings
     )
     return (
@@ -102,18 +111,18 @@ def cells(finding: Finding) -> tuple[str, ...]:
     """Return a finding's line under `HEAD`; what a column does not have is empty."""
     numbers = finding.numbers
     known = (
+        ("p", ".2g"),
+        ("threshold", ".2g"),
         ("psi", ".3f"),
         ("psi_by_chance", ".3f"),
         ("wasserstein", ".3f"),
         ("jensen_shannon", ".3f"),
-        ("p", ".2g"),
-        ("threshold", ".2g"),
     )
     return (
         finding.subject,
+        finding.verdict,
         f"{numbers['rows']:,}",
         *("" if numbers.get(key) is None else f"{numbers[key]:{form}}" for key, form in known),
-        finding.verdict,
     )
 
 
