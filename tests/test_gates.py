@@ -1,41 +1,61 @@
-"""Gates: pass, fail or cannot tell, each with its numbers; and what a promotion makes of them."""
+"""Gates: pass, fail or cannot tell, each with its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mlops.errors import BundleError, ChampionMovedError, GateError, UsageError
 from mlops.improve.gates import (
     GATES,
     Evidence,
     Verdict,
     beats_baseline,
     check_all,
+    fairness,
     golden_rows,
+    no_slice_worse,
     not_worse_than_champion,
+    parity,
+    same_signature,
+    within_budget,
+    withstands_drift,
 )
-from mlops.improve.ledger import Ledger, Version
-from mlops.loop import promote as promoting
-from mlops.loop.promote import Promotion, promote
-from mlops.package.bundle import seal
-from mlops.settings import Settings, read_settings
+from mlops.improve.gates.evidence import Bands, Cost, Paired, Proof
 
 RNG = np.random.default_rng(0)
+SIGNATURE = {
+    "fields": [
+        {"name": "latitude", "unit": "degrees north", "low": 32.0, "high": 42.5},
+        {"name": "rooms", "unit": "rooms", "low": 1.0, "high": 1e6},
+    ],
+    "target": {"name": "price", "unit": "dollars", "labels": ("cheap", "dear")},
+}
 SOUND = Evidence(
     metric="r2_score",
     score=0.8,
     baseline_score=0.0,
+    measured_score=0.8,
     golden_difference=0.0,
+    proof=Proof(2500, 2500, 0.0),
     losses=RNG.random(500),
     champion_losses=None,
     champion="no champion yet",
+    bands=(
+        Bands("coast", ("near", "far"), np.arange(500) % 2, largest_gap=0.5),
+        Bands("size", ("small", "large", "elsewhere"), np.arange(500) // 240),
+    ),
+    perturbed={"rooms moved": Paired(RNG.random(500), None, (0.0, 5.0))},
+    answers_allowed=(-25.0, 30.0),
+    cost=Cost(1_000_000, 20.0),
+    champion_cost=None,
+    budget=Cost(50_000_000, 1_000.0),
+    signature=SIGNATURE,
+    champion_signature=None,
+    declared=SIGNATURE,
 )
 
 
@@ -56,9 +76,28 @@ def against(losses: Any, champion_losses: Any) -> Verdict:
 def test_every_gate_is_asked_in_order_and_each_has_a_name_of_its_own():
     verdicts = check_all(SOUND)
     assert [v.gate for v in verdicts] == [gate.NAME for gate in GATES]
-    assert len({gate.NAME for gate in GATES}) == len(GATES) == 3
-    assert [v.outcome for v in verdicts] == ["pass", "pass", "cannot tell"]
+    assert len({gate.NAME for gate in GATES}) == len(GATES) == 9
+    unknown = [v.gate for v in verdicts if v.outcome == "cannot tell"]
+    assert unknown == [not_worse_than_champion.NAME, no_slice_worse.NAME, withstands_drift.NAME]
+    assert {v.outcome for v in verdicts if v.gate not in unknown} == {"pass"}
+    assert not any(v.blocks for v in verdicts)
     json.dumps([dataclasses.asdict(v) for v in verdicts], allow_nan=False)
+
+
+def test_each_gate_says_whether_not_knowing_keeps_a_version_out(monkeypatch):
+    def unknown(_: Evidence) -> Verdict:
+        return Verdict(NAME, "cannot tell", "", {})
+
+    NAME = "any"
+    for gate in GATES:
+        monkeypatch.setattr(gate, "check", unknown)
+    blocking = {gate.NAME for gate, v in zip(GATES, check_all(SOUND), strict=True) if v.blocks}
+    assert blocking == {
+        golden_rows.NAME,
+        same_signature.NAME,
+        within_budget.NAME,
+        beats_baseline.NAME,
+    }
 
 
 # --- golden rows
@@ -158,207 +197,148 @@ def test_a_model_that_gives_no_number_for_a_row_never_passes(value):
     assert against(np.ones(100), losses).outcome == "cannot tell"
 
 
-# --- promotions
+# --- parity
 
 
-@dataclasses.dataclass
-class World:
-    """A copy of the trained project; promotions in it are mirrored into a list, not to MLflow."""
-
-    settings: Settings
-    mirrored: list[tuple[str, int]]
-
-    def promote(self, name: str, *arguments: Any, **options: Any) -> Promotion:
-        return promote(name, *arguments, settings=self.settings, **options)
-
-    def champion(self, name: str) -> int:
-        with Ledger(self.settings.state_database) as ledger:
-            return ledger.champion(name).version
-
-    def decisions(self, name: str) -> list[Any]:
-        with Ledger(self.settings.state_database) as ledger:
-            return ledger.decisions(name)
-
-    def bundle(self, name: str, number: int) -> Path:
-        with Ledger(self.settings.state_database) as ledger:
-            return self.settings.bundles / ledger.version(name, number).bundle
-
-    def register(self, name: str, change: Callable[[dict[str, Any]], Any]) -> Version:
-        """Seal the champion's bundle anew, with documents changed, as the newest version."""
-        path = self.bundle(name, self.champion(name))
-        documents = {
-            document: json.loads((path / f"{document}.json").read_text())
-            for document in ("signature", "reference", "golden", "metrics", "training")
-        }
-        change(documents)
-        model = documents.pop("model", (path / "model.onnx").read_bytes())
-        sealed = seal(
-            self.settings.bundles,
-            model=model,
-            documents=documents,
-            pipeline=b"",
-            provenance={},
-        )
-        with Ledger(self.settings.state_database) as ledger:
-            number = ledger.versions(name)[-1].version + 1
-            version = Version(name, number, sealed, "Planted", "run", "2026-01-01")
-            ledger.register(version)
-        return version
+def test_a_sealed_proof_of_every_row_and_the_score_now_are_both_needed():
+    assert parity.check(SOUND).outcome == "pass"
+    off = parity.check(evidence(proof=Proof(2500, 2500, 2e-9)))
+    assert (off.outcome, off.numbers["difference"]) == ("fail", 2e-9)
+    assert parity.check(evidence(proof=Proof(2499, 2500, 0.0))).outcome == "fail"
+    assert parity.check(evidence(proof=Proof(2500, 2500, np.nan))).outcome == "fail"
+    none = parity.check(evidence(proof=Proof(None, 2500, 0.0)))
+    assert (none.outcome, "train it again" in none.says) == ("fail", True)
+    claimed = parity.check(evidence(score=0.9))
+    assert (claimed.outcome, "0.8000 now, 0.9000 sealed" in claimed.says) == ("fail", True)
 
 
-@pytest.fixture
-def world(home: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    mirrored: list[tuple[str, int]] = []
-    monkeypatch.setattr(
-        promoting, "mirror_champion", lambda _, model, version: mirrored.append((model, version))
+def test_a_score_on_other_data_is_not_measured_again_and_says_so():
+    verdict = parity.check(evidence(measured_score=None))
+    assert (verdict.outcome, "not measured again" in verdict.says) == ("cannot tell", True)
+
+
+# --- slices
+
+
+def slices(losses: Any, champion_losses: Any) -> Verdict:
+    return no_slice_worse.check(
+        evidence(losses=losses, champion_losses=champion_losses, champion="version 1")
     )
-    return World(read_settings(MLOPS_HOME=home), mirrored)
 
 
-def no_better_than_the_baseline(documents: dict[str, Any]) -> None:
-    documents["metrics"]["scores"]["r2_score"] = -0.5
+def test_a_band_that_got_worse_is_found_though_the_whole_got_better():
+    champion = RNG.random(500) + 1
+    losses = champion - 0.3
+    losses[240:480] += 0.5 + 0.1 * RNG.random(240)  # the large ones
+    assert against(losses, champion).outcome == "pass"
+    verdict = slices(losses, champion)
+    assert verdict.outcome == "fail"
+    assert verdict.says.endswith("; worse: size large")
+    assert verdict.numbers["difference in size large"] == pytest.approx(0.25, abs=0.02)
+    assert (verdict.numbers["bands"], verdict.numbers["too few rows"]) == (4, 1)
 
 
-def equal(documents: dict[str, Any]) -> None:
-    documents["training"]["candidate"] = "Planted"
+def test_of_equal_models_some_band_is_called_worse_one_time_in_forty_at_most():
+    rng = np.random.default_rng(2)
+    outcomes = [slices(rng.normal(size=500), rng.normal(size=500)).outcome for _ in range(1500)]
+    assert 0.005 < outcomes.count("fail") / 1500 < 0.035
 
 
-def of_other_data(documents: dict[str, Any]) -> None:
-    documents["training"]["data_fingerprint"] = "another"
+def test_bands_without_rows_or_slices_tell_nothing():
+    losses = RNG.random(500)
+    few = evidence(losses=losses[:50], champion_losses=losses[:50])
+    few = dataclasses.replace(few, bands=(Bands("size", ("a", "b"), np.arange(50) % 2),))
+    assert no_slice_worse.check(few).says == "no declared band has 30 rows"
+    none = no_slice_worse.check(dataclasses.replace(few, bands=()))
+    assert (none.outcome, none.says) == ("cannot tell", "no slice is declared")
+    losses = losses.copy()
+    losses[3] = np.nan
+    assert slices(losses, RNG.random(500)).outcome == "fail"
 
 
-def of_other_test_rows(documents: dict[str, Any]) -> None:
-    documents["training"]["held_out_fingerprint"] = "another"
+# --- fairness
 
 
-def test_an_equal_version_is_promoted_as_a_tie_and_mirrored_and_written_down(world):
-    version = world.register("housing", equal)
-    result = world.promote("housing")
-    assert (result.version.version, result.previous, result.changed) == (version.version, 1, True)
-    assert [v.outcome for v in result.verdicts] == ["pass"] * 3
-    assert "against version 1" in result.verdicts[2].says
-    assert result.verdicts[2].says.endswith(": a tie")
-    assert result.verdicts[2].numbers["rows"] == 4128
-    assert world.champion("housing") == version.version
-    assert world.mirrored == [("HousingPriceModel", version.version)]
-    last = world.decisions("housing")[-1]
-    assert (last.action, last.version, last.previous) == ("promote", version.version, 1)
-    assert last.reason == "every gate let it pass"
-    assert last.evidence == [dataclasses.asdict(v) for v in result.verdicts]
+def test_bands_to_be_treated_alike_keep_the_declared_gap():
+    noise = 0.1 * RNG.random(500)
+    apart = np.where(np.arange(500) % 2, 0.8, 0.0) + noise
+    verdict = fairness.check(evidence(losses=apart))
+    assert verdict.outcome == "fail"
+    assert verdict.numbers["gap of coast"] == pytest.approx(0.8, abs=0.02)
+    assert fairness.check(evidence(losses=noise)).outcome == "pass"
 
 
-def test_a_refused_version_leaves_the_champion_and_a_decision_to_keep_it(world):
-    version = world.register("housing", no_better_than_the_baseline)
-    with pytest.raises(GateError) as caught:
-        world.promote("housing")
-    message = str(caught.value)
-    assert f"housing version {version.version} was not promoted: beats the baseline: " in message
-    assert "r2_score -0.5000, a model that ignores its inputs -0.0002" in message
-    assert f'overrule with: mlops promote housing {version.version} --force --reason "…"' in message
-    assert world.champion("housing") == 1
-    assert world.mirrored == []
-    last = world.decisions("housing")[-1]
-    assert (last.action, last.version, last.previous) == ("keep", version.version, 1)
-    assert "r2_score -0.5000" in last.reason
-    assert [v["outcome"] for v in last.evidence] == ["pass", "fail", "pass"]
+def test_a_gap_wider_than_the_champions_fails_within_the_limit_too():
+    champion = RNG.random(500)
+    wider = champion + np.where(np.arange(500) % 2, 0.2, 0.0)
+    verdict = fairness.check(evidence(losses=wider, champion_losses=champion, champion="version 1"))
+    assert (verdict.outcome, verdict.says.endswith("wider beyond chance")) == ("fail", True)
+    same = fairness.check(evidence(losses=champion, champion_losses=champion))
+    assert same.outcome == "pass"
 
 
-def test_the_gates_can_be_overruled_with_a_reason_that_the_ledger_keeps(world):
-    version = world.register("housing", no_better_than_the_baseline)
-    for reason in ("", "  "):
-        with pytest.raises(UsageError, match="needs a reason — say why with --reason"):
-            world.promote("housing", force=True, reason=reason)
-    assert world.champion("housing") == 1
-    world.promote("housing", force=True, reason="a drill")
-    assert world.champion("housing") == version.version
-    last = world.decisions("housing")[-1]
-    assert (last.action, last.reason) == ("promote", "forced: a drill")
-    assert [v["outcome"] for v in last.evidence] == ["pass", "fail", "pass"]
+def test_a_gap_over_the_limit_by_no_more_than_chance_is_not_told():
+    noisy = np.where(np.arange(500) % 2, 0.55, 0.0) + RNG.normal(0, 2, 500) ** 2
+    noisy[1::2] += 0.55 - (noisy[1::2].mean() - noisy[::2].mean())
+    assert fairness.check(evidence(losses=noisy)).outcome == "cannot tell"
+    assert fairness.check(evidence(bands=())).outcome == "cannot tell"
+    assert fairness.check(evidence(losses=np.full(500, np.nan))).outcome == "fail"
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_a_corrupt_bundle_is_never_promoted(world, force):
-    version = world.register("housing", equal)
-    path = world.settings.bundles / version.bundle / "model.onnx"
-    path.write_bytes(path.read_bytes()[:-1])
-    before = world.decisions("housing")
-    with pytest.raises(BundleError, match=r"model\.onnx does not have the digest"):
-        world.promote("housing", force=force, reason="I insist")
-    assert world.champion("housing") == 1
-    assert world.decisions("housing") == before
+# --- drift
 
 
-def test_a_bundle_that_was_removed_is_not_promoted(world):
-    version = world.register("housing", equal)
-    (world.settings.bundles / version.bundle).rename(world.settings.home / "gone")
-    with pytest.raises(BundleError, match=f"bundle {version.bundle[:12]} lacks manifest"):
-        world.promote("housing", version.version)
+def drifted(losses: Any, champion: Any, answers: tuple[float, float] = (0.0, 5.0)) -> Verdict:
+    perturbed = {"rooms moved": Paired(np.asarray(losses), champion, answers)}
+    return withstands_drift.check(evidence(perturbed=perturbed, champion="version 1"))
 
 
-@pytest.mark.parametrize("change", [of_other_data, of_other_test_rows])
-def test_a_version_that_may_have_learnt_the_test_rows_is_not_compared_on_them(world, change):
-    world.register("housing", change)
-    verdict = world.promote("housing").verdicts[2]
-    assert verdict.outcome == "cannot tell"
-    assert "version 1 learnt from other data, which may hold these test rows" in verdict.says
+def test_a_model_whose_error_grows_more_than_half_as_much_again_fails():
+    champion = RNG.random(500)
+    assert drifted(champion * 1.45, champion).outcome == "pass"
+    verdict = drifted(champion * 1.8, champion)
+    assert (verdict.outcome, "rooms moved: mean loss" in verdict.says) == ("fail", True)
 
 
-def test_after_the_data_file_was_reordered_its_test_rows_prove_nothing(world):
-    world.register("housing", equal)
-    path = world.settings.data / "housing.csv"
-    header, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([header, *sorted(rows)]))
-    assert world.promote("housing").verdicts[2].outcome == "cannot tell"
+@pytest.mark.parametrize("answers", [(-26.0, 5.0), (0.0, 31.0), (np.nan, np.nan), (0.0, np.inf)])
+def test_answers_that_run_away_fail_without_a_champion_too(answers):
+    verdict = drifted(RNG.random(500), None, answers)
+    assert verdict.outcome == "fail"
+    assert "allowed -25 to 30" in verdict.says
+    json.dumps(verdict.numbers, allow_nan=False)
 
 
-def test_a_champion_that_cannot_be_opened_keeps_nobody_out(world):
-    world.register("housing", equal)
-    (world.bundle("housing", 1) / "golden.json").write_bytes(b"{}")
-    verdict = world.promote("housing").verdicts[2]
-    assert verdict.outcome == "cannot tell"
-    assert "version 1 cannot be opened" in verdict.says
-    assert "golden.json" in verdict.says
-    assert world.champion("housing") == 2
+# --- size and latency
 
 
-def test_a_classifier_is_compared_by_its_wrong_classes(world):
-    result = world.promote("iris", 2)
-    numbers = result.verdicts[2].numbers
-    assert (numbers["rows"], result.previous) == (30, 1)
-    assert numbers["difference"] == pytest.approx(3 / 30)  # of 30 flowers, 3 more are wrong
+def test_a_model_over_its_budget_fails_unless_the_champion_is_too():
+    assert within_budget.check(SOUND).outcome == "pass"
+    for cost in (Cost(51_000_000, 20.0), Cost(1_000_000, 1_001.0)):
+        assert within_budget.check(evidence(cost=cost)).outcome == "fail"
+        known = evidence(cost=cost, champion_cost=Cost(40_000_000, 700.0), champion="version 1")
+        assert within_budget.check(known).outcome == "pass"
+    assert "1 MB, allowed 50; 20 µs a row, allowed 1000" in within_budget.check(SOUND).says
 
 
-def test_promoting_the_champion_again_changes_nothing_and_mends_the_mirror(world):
-    before = world.decisions("housing")
-    result = world.promote("housing", 1)
-    assert (result.changed, result.previous) == (False, 1)
-    assert world.decisions("housing") == before
-    assert world.mirrored == [("HousingPriceModel", 1)]
+# --- signature
 
 
-def test_a_promotion_that_comes_second_is_refused(world, monkeypatch):
-    version = world.register("housing", equal)
-    real = promoting.check_all
-
-    def while_another_is_faster(asked: Evidence) -> list[Verdict]:
-        other = dataclasses.replace(version, version=99)
-        with Ledger(world.settings.state_database) as ledger:
-            ledger.register(other)
-            ledger.promote(other, expected=1, reason="faster", evidence=[])
-        return real(asked)
-
-    monkeypatch.setattr(promoting, "check_all", while_another_is_faster)
-    with pytest.raises(ChampionMovedError, match=r"version 99 became champion meanwhile"):
-        world.promote("housing", version.version)
-    assert world.champion("housing") == 99
-    assert world.mirrored == []
+def changed(part: str, **changes: Any) -> list[str]:
+    new = json.loads(json.dumps(SIGNATURE))
+    (new["target"] if part == "target" else new["fields"][0]).update(changes)
+    return same_signature.breaks(SIGNATURE, new)
 
 
-def test_what_cannot_be_promoted_is_said_with_what_can(world, tmp_path):
-    with pytest.raises(UsageError, match=r"housing has no version 7 \(registered: 1\)"):
-        world.promote("housing", 7)
-    empty = read_settings(MLOPS_HOME=tmp_path / "empty")
-    with pytest.raises(UsageError, match="no registered version — train one with: mlops train"):
-        promote("housing", settings=empty)
-    with pytest.raises(UsageError, match=r"no use case 'boston' — declared are: housing, iris"):
-        world.promote("boston")
+def test_what_a_client_would_stumble_over_is_named():
+    assert changed("field") == []
+    assert changed("field", low=31.0, high=43.0) == []
+    assert changed("field", low=33.0) == ["latitude is narrower: 33 to 42.5, was 32 to 42.5"]
+    assert changed("field", unit="radians") == ["latitude is in radians, was in degrees north"]
+    assert changed("target", unit="euros") == ["the target's unit is euros, was dollars"]
+    assert changed("target", labels=("dear", "cheap")) == [
+        "the target's labels is dear, cheap, was cheap, dear"
+    ]
+    assert changed("field", name="lat") == [
+        "the field latitude is gone",
+        "the field lat is new, and required",
+    ]

@@ -9,6 +9,9 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     runs("housing")        candidates beside each other, and which of them tie
     report("housing")      one HTML file with figures of where the model is right and wrong
     promote("housing")     ask the gates, then make the newest version champion
+    gates("housing")       what they say of it, and nothing decided
+    rollback("housing", reason=…)     the champion before is champion again
+    why("housing", 3)      the story of a version, from its data to what took its place
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
     metrics("housing")     how many, how fast, how well; the last minute, hour, day, and ever
@@ -34,6 +37,9 @@ _VERBS = {
     "train": "mlops.loop.train",
     "tune": "mlops.loop.tune",
     "promote": "mlops.loop.promote",
+    "gates": "mlops.loop.gates",
+    "rollback": "mlops.loop.rollback",
+    "why": "mlops.loop.why",
     "predict": "mlops.loop.predict",
     "explain": "mlops.loop.explain",
     "card": "mlops.loop.explain",

@@ -111,6 +111,25 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Budget:
+    """What a model may take to be served: megabytes of its graph, and time for one row in it."""
+
+    megabytes: float = 50.0
+    microseconds: float = 1_000.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fairness:
+    """A slice whose bands are to be treated alike: how far two bands' mean losses may be apart.
+
+    In squared units of the target, or for a classification as a share of wrong classes.
+    """
+
+    slice: str
+    largest_gap: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Coordinates:
     """The two fields that say where a row is, so that errors can be drawn on a map.
 
@@ -157,6 +176,7 @@ class UseCase:
 
     `inputs` lists what the model sees, in order: the name of a field, or a `Ratio` of two.
     `load` returns the raw table in data-file columns. `metric` decides (higher is better).
+    `budget` and `fairness` are limits that gates hold a model to.
     `rules` hold in every row. `key` names columns that tell one row from all others, if any do;
     `unique_rows` says that two equal rows are one row twice, not two alike.
     `coordinates` is for rows that lie somewhere on a map. `slices` are looked at apart when truths
@@ -175,6 +195,8 @@ class UseCase:
     candidates: tuple[Candidate, ...]
     metric: str
     examples: Mapping[str, Mapping[str, float]]
+    budget: Budget = Budget()
+    fairness: tuple[Fairness, ...] = ()
     rules: tuple[Rule, ...] = ()
     key: tuple[str, ...] = ()
     unique_rows: bool = False

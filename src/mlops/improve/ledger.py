@@ -2,26 +2,65 @@
 
 One row decides who is champion, and it changes only by compare-and-swap: "make mine the champion
 if the champion is still X". The registry's alias mirrors that row and is never asked.
+
+Decisions are appended and never changed: triggers refuse it, and a chain of hashes (`chain.py`)
+tells of whoever does it all the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import apsw
 
 from mlops import clock
-from mlops.database import connect, may_be_written, migrate, transaction
-from mlops.errors import ChampionMovedError, MlopsError, UsageError
+from mlops.database import Migration, connect, may_be_written, migrate, transaction
+from mlops.errors import ChampionMovedError, DataError, MlopsError, UsageError
+from mlops.improve import chain
 
 UNTRACKED = "pending-"
 """How the id of a run begins that is not in the tracking store yet."""
 
-MIGRATIONS = (
+Action = Literal["train", "promote", "keep", "rollback"]
+
+KEPT = {
+    "decisions_are_not_changed": "BEFORE UPDATE ON decisions",
+    "decisions_are_not_removed": "BEFORE DELETE ON decisions",
+    "decisions_are_not_replaced": (
+        "BEFORE INSERT ON decisions WHEN EXISTS (SELECT 1 FROM decisions WHERE id = NEW.id)"
+    ),
+}
+"""The triggers that keep the ledger append-only, and when each refuses."""
+
+
+def _chain_decisions(connection: apsw.Connection) -> None:
+    """Hash the lines that are there, once, and let nobody change them from here on."""
+    for column in ("decided_by", "rule", "hash"):
+        connection.execute(f"ALTER TABLE decisions ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
+    before = chain.START
+    for line, _ in list(_lines(connection)):
+        before = chain.link(before, line)
+        connection.execute("UPDATE decisions SET hash = ? WHERE id = ?", (before, line["id"]))
+    for name, when in KEPT.items():
+        connection.execute(
+            f"CREATE TRIGGER {name} {when} BEGIN"
+            " SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+        )
+
+
+def _lines(connection: apsw.Connection) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield every line of the ledger with the hash stored for it, oldest first."""
+    columns = ", ".join(chain.COLUMNS)
+    rows = connection.execute(f"SELECT {columns}, hash FROM decisions ORDER BY id")  # noqa: S608
+    for *values, stored in rows:
+        yield dict(zip(chain.COLUMNS, values, strict=True)), stored
+
+
+MIGRATIONS: tuple[Migration, ...] = (
     (
         "m001_versions_champions_decisions",
         (
@@ -49,6 +88,7 @@ MIGRATIONS = (
                 evidence TEXT NOT NULL)""",
         ),
     ),
+    ("m002_chain", _chain_decisions),
 )
 
 
@@ -66,15 +106,23 @@ class Version:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decision:
-    """One line of the ledger. `evidence` is what the gates measured."""
+    """One line of the ledger: what was decided, by whom, by which rule, on what evidence.
 
+    The evidence of "promote" and "keep" is what the gates measured; of "train", what the version
+    was made of. `previous` is the champion before.
+    """
+
+    id: int
     decided_utc: str
     use_case: str
-    action: str
+    action: Action
     version: int
     previous: int | None
     reason: str
     evidence: list[dict[str, Any]]
+    decided_by: str
+    rule: str
+    hash: str
 
 
 class Ledger:
@@ -127,14 +175,29 @@ class Ledger:
             f"list them with: mlops show {use_case}",
         )
 
-    def register(self, version: Version) -> None:
-        """Record a version; recording the same one again changes nothing."""
+    def register(
+        self,
+        version: Version,
+        *,
+        reason: str = "",
+        evidence: Sequence[Mapping[str, Any]] = (),
+        rule: str = "",
+        by: str = "",
+    ) -> None:
+        """Record a version, and with a `reason` the decision to make one.
+
+        Recording the same one again changes nothing.
+        """
         with transaction(self._database):
-            self._database.execute(
+            is_new = self._database.execute(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (use_case, version) DO NOTHING",
+                " ON CONFLICT (use_case, version) DO NOTHING RETURNING 1",
                 dataclasses.astuple(version),
-            )
+            ).fetchall()
+            if is_new and reason:
+                champion = self.champion(version.use_case)
+                previous = champion.version if champion else None
+                self._decide("train", version, previous, reason, evidence, rule, by)
 
     def name_run(self, version: Version, run_id: str) -> None:
         """Record the run of a version that was registered before its run could be tracked."""
@@ -160,13 +223,15 @@ class Ledger:
         *,
         expected: int | None,
         reason: str,
-        evidence: list[Mapping[str, Any]],
+        evidence: Sequence[Mapping[str, Any]],
+        action: Literal["promote", "rollback"] = "promote",
+        rule: str = "",
+        by: str = "",
     ) -> None:
         """Make `version` the champion if the champion is still `expected`, and write down why.
 
         Raises `ChampionMovedError` and changes nothing if another promotion came first.
         """
-        now = clock.stamp()
         with transaction(self._database):
             champion = self.champion(version.use_case)
             current = champion.version if champion else None
@@ -179,9 +244,9 @@ class Ledger:
             self._database.execute(
                 "INSERT INTO champions VALUES (?, ?, ?) ON CONFLICT (use_case)"
                 " DO UPDATE SET version = excluded.version, changed_utc = excluded.changed_utc",
-                (version.use_case, version.version, now),
+                (version.use_case, version.version, clock.stamp()),
             )
-            self._decide(now, "promote", version, current, reason, evidence)
+            self._decide(action, version, current, reason, evidence, rule, by)
 
     def refuse(
         self,
@@ -189,46 +254,111 @@ class Ledger:
         *,
         previous: int | None,
         reason: str,
-        evidence: list[Mapping[str, Any]],
+        evidence: Sequence[Mapping[str, Any]],
+        rule: str = "",
+        by: str = "",
     ) -> None:
         """Write down that a gate kept `version` from becoming champion."""
         with transaction(self._database):
-            self._decide(clock.stamp(), "keep", version, previous, reason, evidence)
+            self._decide("keep", version, previous, reason, evidence, rule, by)
 
-    def decisions(self, use_case: str) -> list[Decision]:
-        """Return the decisions about a use case, oldest first."""
-        rows = self._database.execute(
-            "SELECT decided_utc, use_case, action, version, previous, reason, evidence"
-            " FROM decisions WHERE use_case = ? ORDER BY id",
-            (use_case,),
-        )
-        return [_decision(row) for row in rows]
+    def decisions(self, use_case: str | None = None) -> list[Decision]:
+        """Return the decisions about a use case, or all, oldest first.
+
+        Raises `DataError` for a line that somebody made unreadable.
+        """
+        return [
+            _decision(line, stored)
+            for line, stored in _lines(self._database)
+            if use_case in (None, line["use_case"])
+        ]
+
+    def before(self, champion: Version) -> int | None:
+        """Return the version that a rollback from `champion` goes back to; None if there is none.
+
+        Each promotion goes one further, and each rollback one back.
+        """
+        reigned: list[int] = []
+        for one in self.decisions(champion.use_case):
+            if one.action == "promote":
+                reigned.append(one.version)
+            elif one.action == "rollback":
+                del reigned[-1:]
+        return reigned[-2] if len(reigned) > 1 else None
+
+    def verify(self, expect: str = "") -> chain.Verification:
+        """Follow the chain from the first line to the last, and hold the champions against it.
+
+        `expect` is the hash of a line, or its beginning, that was noted elsewhere.
+        """
+        with self._database:  # one state of it, whoever writes meanwhile
+            found = chain.check(_lines(self._database), expect)
+            if not found.whole:
+                return found
+            trouble = self._loose_ends(found.lines)
+        return dataclasses.replace(found, trouble=trouble)
+
+    def _loose_ends(self, lines: int) -> str:
+        """Return what a chain alone does not tell of, or nothing."""
+        query = self._database.execute
+        for (written,) in query("SELECT seq FROM sqlite_sequence WHERE name = 'decisions'"):
+            if written != lines:
+                return f"{written} lines were written, the last that is there is {lines}"
+        there = {name for (name,) in query("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+        for name in KEPT.keys() - there:
+            return f"the trigger {name} is gone: the ledger is no longer append-only"
+        decided: dict[str, int] = {}
+        for one in self.decisions():
+            if one.action in ("promote", "rollback"):
+                decided[one.use_case] = one.version
+        champions: Any = query("SELECT use_case, version FROM champions").fetchall()
+        stands: dict[str, int] = dict(champions)
+        for use_case in sorted(decided.keys() | stands.keys()):
+            a, b = stands.get(use_case), decided.get(use_case)
+            if a != b:
+                return f"the champion of {use_case} is version {a}, the ledger decided for {b}"
+        return ""
 
     def _decide(
         self,
-        now: str,
-        action: str,
+        action: Action,
         version: Version,
         previous: int | None,
         reason: str,
-        evidence: list[Mapping[str, Any]],
+        evidence: Sequence[Mapping[str, Any]],
+        rule: str,
+        by: str,
     ) -> None:
+        number, before = 0, chain.START
+        for row in self._database.execute(
+            "SELECT id, hash FROM decisions ORDER BY id DESC LIMIT 1"
+        ):
+            number, before = row
+        line = {
+            "id": number + 1,
+            "decided_utc": clock.stamp(),
+            "use_case": version.use_case,
+            "action": action,
+            "version": version.version,
+            "previous": previous,
+            "reason": reason,
+            "evidence": json.dumps(list(evidence), allow_nan=False),
+            "decided_by": by,
+            "rule": rule,
+        }
+        columns, places = ", ".join(line), ", ".join("?" * len(line))
         self._database.execute(
-            "INSERT INTO decisions"
-            " (decided_utc, use_case, action, version, previous, reason, evidence)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                now,
-                version.use_case,
-                action,
-                version.version,
-                previous,
-                reason,
-                json.dumps(evidence, allow_nan=False),
-            ),
+            f"INSERT INTO decisions ({columns}, hash) VALUES ({places}, ?)",  # noqa: S608  names
+            (*line.values(), chain.link(before, line)),
         )
 
 
-def _decision(row: Any) -> Decision:
-    *columns, evidence = row
-    return Decision(*[*columns, json.loads(evidence)])
+def _decision(line: Mapping[str, Any], stored: str) -> Decision:
+    try:
+        evidence = json.loads(line["evidence"])
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"line {line['id']} of the ledger cannot be read: its evidence is not JSON ({error})",
+            "see what else was changed with: mlops ledger verify; then restore it from a copy",
+        ) from None
+    return Decision(**{**line, "evidence": evidence}, hash=stored)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
-from mlops.build.data import prepare, split
-from mlops.errors import BundleError, GateError, TrackingError, UsageError
-from mlops.improve.gates import Evidence, Verdict, check_all
+from mlops.errors import GateError, TrackingError, UsageError
+from mlops.improve.gates import Verdict, check_all
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.evidence import gather
 from mlops.loop.report import Report, Silent
-from mlops.loop.track import pending
-from mlops.package.bundle import Bundle, golden_difference, open_bundle
+from mlops.loop.track import pending, tracking_of
 from mlops.settings import Settings, read_settings
 from mlops.track.registry import mirror_champion
-from mlops.track.runs import Tracking
+from mlops.track.runs import user
 from mlops.usecase import UseCase
 from mlops.usecases import find
 
@@ -52,30 +49,53 @@ def promote(
     if force and not reason.strip():
         raise UsageError("a forced promotion needs a reason", "say why with --reason")
     with Ledger(settings.state_database) as ledger:
-        version = _version(ledger, name, number)
+        version = chosen(ledger, name, number)
         champion = ledger.champion(name)
         if champion is not None and champion.version == version.version:
-            _mirror(use_case, version, settings, report)  # it may have failed when it was promoted
+            mirror(use_case, version, settings, report)  # it may have failed when it was promoted
             return Promotion(version, champion.version, (), changed=False)
         previous = champion.version if champion else None
-        verdicts = check_all(_evidence(use_case, version, champion, settings))
-        failed = [verdict for verdict in verdicts if verdict.outcome == "fail"]
+        verdicts = check_all(gather(use_case, version, champion, settings))
+        blocking = [verdict for verdict in verdicts if verdict.blocks]
         evidence: list[Any] = [dataclasses.asdict(verdict) for verdict in verdicts]
-        if failed and not force:
-            why = "; ".join(f"{verdict.gate}: {verdict.says}" for verdict in failed)
-            ledger.refuse(version, previous=previous, reason=why, evidence=evidence)
+        if blocking and not force:
+            why = "; ".join(f"{verdict.gate}: {verdict.says}" for verdict in blocking)
+            ledger.refuse(
+                version, previous=previous, reason=why, evidence=evidence, rule="gates", by=user()
+            )
             raise GateError(
-                f"{name} version {version.version} was not promoted: {why}",
+                f"{name} version {version.version} was not promoted: {_shortly(blocking)}",
                 f"train a better one, or overrule with: mlops promote {name} {version.version} "
                 '--force --reason "…"',
             )
-        why = f"forced: {reason}" if force else reason or "every gate let it pass"
-        ledger.promote(version, expected=previous, reason=why, evidence=evidence)
-    _mirror(use_case, version, settings, report)
+        ledger.promote(
+            version,
+            expected=previous,
+            reason=f"forced: {reason}" if force else reason or _passed(verdicts),
+            evidence=evidence,
+            rule="force" if force else "gates",
+            by=user(),
+        )
+    mirror(use_case, version, settings, report)
     return Promotion(version, previous, tuple(verdicts), changed=True)
 
 
-def _version(ledger: Ledger, name: str, number: int | None) -> Version:
+def _shortly(blocking: list[Verdict]) -> str:
+    """Return what the first of the gates says, and the names of the others."""
+    first, *others = blocking
+    also = f"; also: {', '.join(verdict.gate for verdict in others)}" if others else ""
+    return f"{first.gate}: {first.says}{also}"
+
+
+def _passed(verdicts: list[Verdict]) -> str:
+    unknown = [verdict.gate for verdict in verdicts if verdict.outcome == "cannot tell"]
+    if not unknown:
+        return "every gate let it pass"
+    return f"every gate that could tell let it pass; cannot tell: {', '.join(unknown)}"
+
+
+def chosen(ledger: Ledger, name: str, number: int | None) -> Version:
+    """Return a version, the newest unless told. Raises `UsageError` if there is none."""
     if number is not None:
         return ledger.version(name, number)
     versions = ledger.versions(name)
@@ -84,52 +104,7 @@ def _version(ledger: Ledger, name: str, number: int | None) -> Version:
     return versions[-1]
 
 
-def _evidence(
-    use_case: UseCase, version: Version, champion: Version | None, settings: Settings
-) -> Evidence:
-    bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
-    table = prepare(use_case, settings.data)
-    parts = split(use_case, table.frame)
-    rows = parts.X_test.to_numpy(dtype=float)
-    champion_losses, against = None, "no champion yet"
-    if champion is not None:
-        against = f"version {champion.version}"
-        try:
-            other = open_bundle(settings.bundles / champion.bundle, key=settings.signing_key)
-        except BundleError as error:
-            against = f"version {champion.version} cannot be opened ({error.message})"
-        else:
-            now = table.fingerprint, parts.fingerprint
-            if not _learnt_from(other) == _learnt_from(bundle) == now:
-                against += " learnt from other data, which may hold these test rows"
-            else:
-                champion_losses = _losses(use_case, other, rows, parts.y_test)
-    metrics = bundle.metrics
-    return Evidence(
-        metric=use_case.metric,
-        score=metrics["scores"][use_case.metric],
-        baseline_score=metrics["baseline"][use_case.metric],
-        golden_difference=golden_difference(bundle),
-        losses=_losses(use_case, bundle, rows, parts.y_test),
-        champion_losses=champion_losses,
-        champion=against,
-    )
-
-
-def _learnt_from(bundle: Bundle) -> tuple[str | None, str | None]:
-    """Return the fingerprints of the data and of the rows that were kept from training."""
-    known = bundle.training
-    return known.get("data_fingerprint"), known.get("held_out_fingerprint")
-
-
-def _losses(use_case: UseCase, bundle: Bundle, rows: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    predicted = bundle.model.run(rows).prediction
-    if use_case.is_classification:
-        return np.asarray(predicted != actual, dtype=float)
-    return np.asarray(predicted - actual) ** 2
-
-
-def _mirror(use_case: UseCase, version: Version, settings: Settings, report: Report) -> None:
+def mirror(use_case: UseCase, version: Version, settings: Settings, report: Report) -> None:
     """Show the decision in the registry. The decision stands if the registry cannot be reached.
 
     A version that the registry has not heard of yet is shown when it is tracked.
@@ -137,8 +112,7 @@ def _mirror(use_case: UseCase, version: Version, settings: Settings, report: Rep
     waiting = {(note.use_case, note.version) for note in pending(settings)}
     if (use_case.name, version.version) in waiting:
         return
-    tracking = Tracking(settings.home, settings.tracking_uri, settings.registry_uri)
     try:
-        mirror_champion(tracking, use_case.model_name, version.version)
+        mirror_champion(tracking_of(settings), use_case.model_name, version.version)
     except TrackingError as error:
         report.say(f"{use_case.name}: promoted, but the registry's alias was not set: {error}")

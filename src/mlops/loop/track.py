@@ -56,6 +56,19 @@ class Pending:
     version: int = 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Why:
+    """Why a version is registered, for the ledger: the reason, its rule, what it is made of."""
+
+    reason: str
+    rule: str
+    made_of: dict[str, Any]
+
+    def register(self, ledger: Ledger, version: Version) -> None:
+        evidence = {"run_id": version.run_id, "bundle": version.bundle, **self.made_of}
+        ledger.register(version, reason=self.reason, evidence=[evidence], rule=self.rule, by=user())
+
+
 class Recorder:
     """Tells the store of a training as it goes, and keeps what it cannot tell.
 
@@ -91,7 +104,13 @@ class Recorder:
         return Run(UNTRACKED + attempt, "", started_ms)
 
     def register(
-        self, ledger: Ledger, use_case: UseCase, candidate: str, run: Run, bundle: str
+        self,
+        ledger: Ledger,
+        use_case: UseCase,
+        candidate: str,
+        run: Run,
+        bundle: str,
+        why: Why,
     ) -> Version:
         """Register a bundle once; training that repeats it gives the version it has.
 
@@ -101,19 +120,25 @@ class Recorder:
         with alone(self._settings.models):
             if not self._away:
                 with self._or_go_on():
-                    return self._register(ledger, use_case, candidate, run, bundle)
+                    return self._register(ledger, use_case, candidate, run, bundle, why)
             versions = ledger.versions(use_case.name)
             same = [version for version in versions if version.bundle == bundle]
             version = Version(
                 use_case.name, _next(versions), bundle, candidate, run.run_id, clock.stamp()
             )
             version = same[-1] if same else version
-            ledger.register(version)
+            why.register(ledger, version)
         self._note_version(use_case, candidate, run, version)
         return version
 
     def _register(
-        self, ledger: Ledger, use_case: UseCase, candidate: str, run: Run, bundle: str
+        self,
+        ledger: Ledger,
+        use_case: UseCase,
+        candidate: str,
+        run: Run,
+        bundle: str,
+        why: Why,
     ) -> Version:
         tracking = self._tracking
         tracking.attach(run.run_id, self._settings.bundles / bundle, {"bundle": bundle})
@@ -125,7 +150,7 @@ class Recorder:
                 return version
         number = register(tracking, use_case.model_name, run, bundle, above=_next(versions) - 1)
         version = Version(use_case.name, number, bundle, candidate, run.run_id, clock.stamp())
-        ledger.register(version)
+        why.register(ledger, version)
         return version
 
     def _note_version(self, use_case: UseCase, candidate: str, run: Run, version: Version) -> None:
@@ -244,7 +269,8 @@ def _register_late(
             "where others took the numbers before; here it has both"
         )
         late = dataclasses.replace(version, version=number, run_id=run.run_id)
-        ledger.register(late)
+        reason = f"the registry's number for version {version.version}, tracked late"
+        Why(reason, "registry", {}).register(ledger, late)
         return late
     return version
 

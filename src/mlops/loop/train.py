@@ -24,7 +24,7 @@ from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
 from mlops.loop.quality import quality_to_seal
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
-from mlops.loop.track import Recorder
+from mlops.loop.track import Recorder, Why
 from mlops.loop.watching import SEALED
 from mlops.monitor.drift import columns
 from mlops.monitor.drift.profile import Profile
@@ -140,7 +140,10 @@ def train(
             origin = origins.get(one.candidate.name, {})
             bundle = _seal(use_case, table, parts, one, scores_to_beat, settings, origin)
             run = runs[one.candidate.name]
-            registered.append(recorder.register(ledger, use_case, one.candidate.name, run, bundle))
+            why = _why(use_case, table, parts, one, trained, best)
+            registered.append(
+                recorder.register(ledger, use_case, one.candidate.name, run, bundle, why)
+            )
             keep_diagnosis(settings, use_case, bundle, diagnoses[one.candidate.name], report)
             _keep(settings, use_case, table, parts, one, run, bundle)
     return Training(
@@ -163,6 +166,44 @@ def train(
         ),
         winner=best.candidate.name,
         registered=tuple(registered),
+    )
+
+
+def _why(
+    use_case: UseCase,
+    table: Table,
+    parts: Split,
+    one: Trained,
+    trained: list[Trained],
+    best: Trained,
+) -> Why:
+    """Say why this one is registered, and what it was made of and measured against."""
+    metric = use_case.metric
+    folds = {
+        each.candidate.name: {
+            "mean": each.metrics[f"cv_{metric}_mean"],
+            "std": each.metrics[f"cv_{metric}_std"],
+        }
+        for each in trained
+    }
+    mine = folds[one.candidate.name]
+    measured = f"{metric} {mine['mean']:.4f} ± {mine['std']:.4f} in {FOLDS} folds"
+    if one is best:
+        rule, says = "cross-validation", f"best of {len(trained)} candidates: {measured}"
+    else:
+        rule, says = "always registered", f"always registered: {measured}"
+    return Why(
+        says,
+        rule,
+        {
+            "candidate": one.candidate.name,
+            "data_fingerprint": table.fingerprint,
+            "data_origin": table.origin,
+            "rows_train": len(parts.X_train),
+            "rows_test": len(parts.X_test),
+            "metric": metric,
+            "folds": folds,
+        },
     )
 
 

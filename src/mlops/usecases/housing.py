@@ -20,6 +20,7 @@ from mlops.errors import DataError
 from mlops.usecase import (
     Candidate,
     Coordinates,
+    Fairness,
     Feature,
     Range,
     Ratio,
@@ -201,6 +202,7 @@ HOUSING = UseCase(
         ),
     ),
     metric="r2_score",
+    fairness=(Fairness("income", largest_gap=0.4),),
     coordinates=Coordinates("longitude", "latitude", CALIFORNIA),
     examples={
         "a block group in Berkeley": {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import alerts, drift, explaining, quality
+from mlops.verbs import alerts, drift, explaining, improve, quality
 
 __all__ = ["COMMANDS"]
 
@@ -18,4 +18,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     **drift.COMMANDS,
     **quality.COMMANDS,
     **alerts.COMMANDS,
+    **improve.COMMANDS,
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from mlops.improve.gates.evidence import Evidence, Verdict
 
 NAME = "beats the baseline"
+UNKNOWN_BLOCKS = True
+"""It can always tell."""
 
 
 def check(evidence: Evidence) -> Verdict:

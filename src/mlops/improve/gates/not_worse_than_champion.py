@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from mlops.improve.gates.evidence import Evidence, Verdict
+from mlops.improve.intervals import FEWEST_ROWS, interval
 
 NAME = "not worse than the champion"
-Z_95 = 1.959963984540054
-FEWEST_ROWS = 30
+UNKNOWN_BLOCKS = False
+"""The first champion has nothing to be compared with, nor has one that learnt from other data."""
 
 
 def check(evidence: Evidence) -> Verdict:
@@ -38,9 +39,7 @@ def check(evidence: Evidence) -> Verdict:
             f"{len(differences)} rows are too few for an interval ({FEWEST_ROWS} needed)",
             {"rows": len(differences)},
         )
-    mean = float(differences.mean())
-    half = Z_95 * float(differences.std(ddof=1)) / np.sqrt(len(differences))
-    low, high = mean - half, mean + half
+    mean, low, high = interval(differences)
     if low > 0:
         comparison = "worse"
     elif high < 0:
