@@ -1,10 +1,10 @@
 """`make bench`: speed and accuracy, each figure beside its target.
 
     python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers] [drift]
-                         [--rows N] [--write]
+                         [sequential] [--rows N] [--write]
 
 Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, of
-`drift` into docs/drift.md; `explain` prints.
+`drift` into docs/drift.md; `sequential` writes docs/experiments.md, and `explain` prints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import drift, exactness, explain, growth, peers, serving, whole_loop
+from benchmarks import (
+    drift,
+    exactness,
+    explain,
+    growth,
+    peers,
+    sequential,
+    serving,
+    whole_loop,
+)
 from benchmarks.results import Section, publish, table
 
 SECTIONS = (
@@ -35,7 +44,15 @@ def _explain(home: Path, write: bool) -> None:
     explain.run(home)
 
 
-OTHERS: Mapping[str, Callable[[Path, bool], None]] = {"explain": _explain, "drift": drift.run}
+def _sequential(_: Path, __: bool) -> None:
+    sequential.run()
+
+
+OTHERS: Mapping[str, Callable[[Path, bool], None]] = {
+    "explain": _explain,
+    "drift": drift.run,
+    "sequential": _sequential,
+}
 """Those that publish on no page, or on one of their own."""
 
 
