@@ -17,9 +17,13 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
 )
 from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlops.build.pipeline import unfitted_pipeline
@@ -27,6 +31,11 @@ from mlops.usecase import Candidate, UseCase
 from mlops.usecases import USE_CASES
 
 QUIET = {"n_jobs": 1, "verbose": -1}
+
+
+def scaled_tree() -> Pipeline:
+    return make_pipeline(StandardScaler(), DecisionTreeRegressor(random_state=0))
+
 
 REGRESSORS = {
     "least squares, scaled": LinearRegression(),
@@ -42,6 +51,32 @@ REGRESSORS = {
     "lightgbm, scaled": LGBMRegressor(n_estimators=30, **QUIET),
     "lightgbm of a logarithm": LGBMRegressor(objective="tweedie", n_estimators=20, **QUIET),
     "dummy": DummyRegressor(strategy="median"),
+    "average of lightgbm and a forest": VotingRegressor(
+        [("b", LGBMRegressor(n_estimators=20, **QUIET)), ("f", RandomForestRegressor(10))]
+    ),
+    "weighted average with a tree, scaled": VotingRegressor(
+        [("t", DecisionTreeRegressor(random_state=0)), ("n", "drop"), ("l", LinearRegression())],
+        weights=[2.0, 9.0, 1.0],
+    ),
+    "average with a tree behind its own scaler": VotingRegressor(
+        [("r", make_pipeline(StandardScaler(), Ridge())), ("t", scaled_tree())]
+    ),
+    "stack of lightgbm and a tree": StackingRegressor(
+        [("b", LGBMRegressor(n_estimators=20, **QUIET)), ("t", DecisionTreeRegressor(max_depth=6))],
+        final_estimator=LinearRegression(),
+    ),
+    "stack of trees that sees the inputs too": StackingRegressor(
+        [("f", ExtraTreesRegressor(5, random_state=0)), ("l", LinearRegression())],
+        passthrough=True,
+    ),
+    "stack of an average with a tree": StackingRegressor(
+        [
+            ("v", VotingRegressor([("t", DecisionTreeRegressor(max_depth=4)), ("r", Ridge())])),
+            ("h", HistGradientBoostingRegressor(max_iter=5)),
+        ],
+        final_estimator=Ridge(),
+        cv=3,
+    ),
 }
 
 CLASSIFIERS = {
@@ -54,6 +89,19 @@ CLASSIFIERS = {
     "histogram boosting": HistGradientBoostingClassifier(max_iter=10),
     "lightgbm": LGBMClassifier(n_estimators=10, **QUIET),
     "dummy": DummyClassifier(),
+    "soft votes of a forest": VotingClassifier(
+        [
+            ("l", make_pipeline(StandardScaler(), LogisticRegression())),
+            ("f", RandomForestClassifier(10, random_state=0)),
+            ("h", HistGradientBoostingClassifier(max_iter=5)),
+        ],
+        voting="soft",
+        weights=[1, 2, 3],
+    ),
+    "soft votes of a tree, scaled": VotingClassifier(
+        [("d", LinearDiscriminantAnalysis()), ("t", DecisionTreeClassifier(min_samples_leaf=3))],
+        voting="soft",
+    ),
 }
 
 

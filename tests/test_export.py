@@ -19,14 +19,17 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
 )
 from sklearn.linear_model import LinearRegression, PoissonRegressor, RidgeClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlops.build.pipeline import ModelInputs
-from mlops.errors import BundleError, UsageError
+from mlops.errors import BundleError, ParityError, UsageError
 from mlops.package.export import to_onnx
 from mlops.package.model import OnnxModel
 from mlops.package.parity import check_parity
@@ -238,3 +241,53 @@ def test_serving_imports_neither_training_nor_export() -> None:
         [sys.executable, "-c", check], capture_output=True, check=True, text=True
     )
     assert found.stdout.strip() == "[]"
+
+
+def member(*estimators: Any) -> list[tuple[str, Any]]:
+    return [(str(number), estimator) for number, estimator in enumerate(estimators)]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "says"),
+    [
+        (
+            StackingRegressor(member(LinearRegression()), DecisionTreeRegressor(max_depth=2)),
+            "StackingRegressor with the final estimator DecisionTreeRegressor has no exact",
+        ),
+        (
+            VotingRegressor(member(make_pipeline(MinMaxScaler(), LinearRegression()))),
+            "a member behind MinMaxScaler has no exact ONNX export — use one StandardScaler",
+        ),
+        (
+            VotingRegressor(member(GradientBoostingRegressor(n_estimators=2))),
+            "GradientBoostingRegressor has no exact ONNX export",
+        ),
+    ],
+)
+def test_an_ensemble_is_refused_for_the_member_that_has_no_export(estimator: Any, says: str):
+    pipeline, _ = fitted(estimator, HOUSING)
+    assert says in refused(pipeline)
+
+
+def test_votes_that_are_no_probabilities_are_refused() -> None:
+    pipeline, _ = fitted(VotingClassifier(member(DecisionTreeClassifier())), IRIS)
+    with pytest.raises(UsageError, match='use voting="soft"'):
+        to_onnx(pipeline, IRIS.fields)
+
+
+def test_a_scaler_behind_a_scaler_is_refused_before_anything_is_sealed() -> None:
+    scaled = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=3))
+    pipeline, rows = fitted(VotingRegressor(member(scaled)), HOUSING, scaled=True)
+    with pytest.raises(UsageError, match="scale all members at once"):
+        check_parity(pipeline, exported(pipeline, HOUSING.fields), rows)
+
+
+def test_a_wrong_weight_in_an_exported_average_is_found_by_parity() -> None:
+    estimator = VotingRegressor(
+        member(LinearRegression(), DecisionTreeRegressor(max_depth=3)), weights=[1, 2]
+    )
+    pipeline, rows = fitted(estimator, HOUSING)
+    graph = exported(pipeline, HOUSING.fields)
+    pipeline[-1].weights = [1, 2.000001]
+    with pytest.raises(ParityError):
+        check_parity(pipeline, graph, rows)

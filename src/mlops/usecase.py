@@ -176,7 +176,8 @@ class UseCase:
 
     `inputs` lists what the model sees, in order: the name of a field, or a `Ratio` of two.
     `load` returns the raw table in data-file columns. `metric` decides (higher is better).
-    `budget` and `fairness` are limits that gates hold a model to.
+    `on_demand` are candidates that are trained only when they are named. `budget` and `fairness`
+    are limits that gates hold a model to.
     `rules` hold in every row. `key` names columns that tell one row from all others, if any do;
     `unique_rows` says that two equal rows are one row twice, not two alike.
     `coordinates` is for rows that lie somewhere on a map. `slices` are looked at apart when truths
@@ -195,6 +196,7 @@ class UseCase:
     candidates: tuple[Candidate, ...]
     metric: str
     examples: Mapping[str, Mapping[str, float]]
+    on_demand: tuple[Candidate, ...] = ()
     budget: Budget = Budget()
     fairness: tuple[Fairness, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -224,7 +226,7 @@ class UseCase:
 
     def candidate(self, name: str) -> Candidate:
         """Return the candidate of that name; `KeyError` if there is none."""
-        for candidate in self.candidates:
+        for candidate in (*self.candidates, *self.on_demand):
             if candidate.name == name:
                 return candidate
         raise KeyError(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,8 +151,19 @@ def fit(candidate: Candidate, use_case: UseCase, X: pd.DataFrame, y: np.ndarray)
             f"{candidate.name} did not converge: {str(warning).splitlines()[0]}",
             f"allow it more iterations where {use_case.name} declares it",
         ) from None
-    if isinstance(getattr(pipeline[-1], "n_jobs", None), int):
-        # The threads of a forest add up its trees as they finish: another order each time, and
-        # other last digits, which would give the same training another bundle.
-        pipeline[-1].set_params(n_jobs=1)
+    for model in _estimators(pipeline[-1]):
+        if isinstance(getattr(model, "n_jobs", None), int):
+            # The threads of a forest add up its trees as they finish: another order each time, and
+            # other last digits, which would give the same training another bundle.
+            model.set_params(n_jobs=1)
     return pipeline
+
+
+def _estimators(model: Any) -> Iterator[Any]:
+    """Yield a fitted estimator and, of an ensemble of estimators, all within it."""
+    yield model
+    if hasattr(model, "named_steps"):
+        yield from _estimators(model[-1])
+    elif hasattr(model, "named_estimators_"):
+        for member in model.estimators_:
+            yield from _estimators(member)

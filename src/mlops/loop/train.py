@@ -84,6 +84,8 @@ def train(
 ) -> Training:
     """Train the candidates of a use case (or `only` some), track each, seal and register winners.
 
+    Those that are declared `on_demand` are trained only when they are named.
+
     `from_study` adds what `tune` found best as a candidate `<its candidate>Tuned`.
 
     Writes `models/<Model>.pkl` for each candidate and a bundle for the winner and for those that
@@ -252,7 +254,8 @@ def recipe(data_fingerprint: str) -> str:
 
 
 def _chosen(use_case: UseCase, only: tuple[str, ...]) -> tuple[Candidate, ...]:
-    known = {candidate.name: candidate for candidate in use_case.candidates}
+    declared = *use_case.candidates, *use_case.on_demand
+    known = {candidate.name: candidate for candidate in declared}
     for name in only:
         if name not in known:
             raise UsageError(

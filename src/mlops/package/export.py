@@ -11,6 +11,7 @@ Missing values: NaN never reaches the graph, the API refuses it, so no node look
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -109,63 +110,149 @@ LINEAR_REGRESSORS = {"LinearModel", "LinearRegression", "Ridge"}
 
 LINEAR_CLASSIFIERS = {"LogisticRegression", "LinearDiscriminantAnalysis"}
 
+ENSEMBLES = {"VotingRegressor", "VotingClassifier", "StackingRegressor"}
+"""Of members that have an export themselves, each perhaps behind a scaler of its own."""
+
 
 def _estimate(graph: Graph, model: Any, inputs: str) -> None:
     """Add the estimator and its outputs, `prediction` and for a classifier `probabilities`."""
-    ancestors = {base.__name__ for base in type(model).__mro__}
-    classifies = hasattr(model, "classes_")
+    if hasattr(model, "classes_"):
+        decides = _classify(graph, model, inputs, output="probabilities")[1]
+        graph.add("ArgMax", decides, axis=1, keepdims=0, output="prediction")
+    else:
+        _regress(graph, model, inputs, output="prediction")
+
+
+def _regress(graph: Graph, model: Any, inputs: str, output: str = "") -> str:
+    """Add a regressor; return the name of its answers [N]."""
     forest = trees.read(model)
     if forest is not None:
-        _trees(graph, forest, inputs)
-    elif ancestors & LINEAR_CLASSIFIERS:
-        _linear_classifier(graph, model, inputs)
-    elif ancestors & LINEAR_REGRESSORS and not classifies and model.coef_.ndim == 1:
+        return _tree_values(graph, forest, inputs, output)
+    if _is_a(model, LINEAR_REGRESSORS) and model.coef_.ndim == 1:
         product = graph.add("MatMul", inputs, model.coef_)
-        graph.add("Add", product, np.array(model.intercept_, dtype=float), output="prediction")
-    else:
-        supported = sorted(LINEAR_REGRESSORS | LINEAR_CLASSIFIERS | set(trees.READERS))
+        return graph.add("Add", product, np.array(model.intercept_, dtype=float), output=output)
+    if _is_a(model, {"VotingRegressor"}):
+        answers = [_regress(graph, *_behind(graph, one, inputs)) for one in model.estimators_]
+        return _average(graph, answers, model, output)
+    if _is_a(model, {"StackingRegressor"}):
+        answers = [_regress(graph, *_behind(graph, one, inputs)) for one in model.estimators_]
+        columns = [graph.add("Unsqueeze", one, np.array([1])) for one in answers]
+        return _regress(graph, *_stacked(graph, model, columns, inputs), output)
+    raise _no_export(model)
+
+
+def _classify(graph: Graph, model: Any, inputs: str, output: str = "") -> tuple[str, str]:
+    """Add a classifier; return its probabilities [N, K], and what is greatest for its class."""
+    forest = trees.read(model)
+    if forest is not None:
+        return _tree_classes(graph, forest, inputs, output)
+    if _is_a(model, LINEAR_CLASSIFIERS):
+        return _linear_classifier(graph, model, inputs, output)
+    if _is_a(model, {"VotingClassifier"}):
+        if model.voting != "soft":
+            raise UsageError(
+                'VotingClassifier with voting="hard" has no exact ONNX export',
+                'votes are no probabilities: use voting="soft"',
+            )
+        members = [_behind(graph, one, inputs) for one in model.estimators_]
+        answers = [_classify(graph, *one)[0] for one in members]
+        averaged = _average(graph, answers, model, output)
+        return averaged, averaged
+    raise _no_export(model)
+
+
+def _is_a(model: Any, names: set[str]) -> bool:
+    return any(base.__name__ in names for base in type(model).__mro__)
+
+
+def _no_export(model: Any) -> UsageError:
+    supported = LINEAR_REGRESSORS | LINEAR_CLASSIFIERS | ENSEMBLES | set(trees.READERS)
+    return UsageError(
+        f"{type(model).__name__} has no exact ONNX export",
+        f"use one of {', '.join(sorted(supported))}",
+    )
+
+
+def _behind(graph: Graph, member: Any, inputs: str) -> tuple[Any, str]:
+    """Return a member of an ensemble and what it sees: behind a scaler of its own, if it has one.
+
+    Raises `UsageError` for a member that is a pipeline of anything else.
+    """
+    scaler, model = trees.unwrapped(member)
+    return model, inputs if scaler is None else _scale(graph, inputs, scaler)
+
+
+def _average(graph: Graph, answers: list[str], model: Any, output: str) -> str:
+    """Average as numpy does: the weighted sum over the sum of weights."""
+    kept = [one for _, one in model.estimators]
+    weights = model.weights if model.weights is not None else [1.0] * len(kept)
+    weights = [float(w) for w, one in zip(weights, kept, strict=True) if not isinstance(one, str)]
+    terms = [
+        one if weight == 1 else graph.add("Mul", one, np.array(weight))
+        for one, weight in zip(answers, weights, strict=True)
+    ]
+    total = functools.reduce(lambda a, b: graph.add("Add", a, b), terms)
+    return graph.add("Div", total, np.array(sum(weights)), output=output)
+
+
+def _stacked(graph: Graph, model: Any, columns: list[str], inputs: str) -> tuple[Any, str]:
+    """Return the last estimator of a stack, and what it sees: the members' answers [N, members].
+
+    Raises `UsageError` unless it is linear: on thresholds over answers nothing could be proven.
+    """
+    last = model.final_estimator_
+    if not _is_a(last, LINEAR_REGRESSORS):
         raise UsageError(
-            f"{type(model).__name__} has no exact ONNX export",
-            f"use one of {', '.join(supported)}",
+            f"{type(model).__name__} with the final estimator {type(last).__name__} has no exact "
+            "ONNX export",
+            f"use one of {', '.join(sorted(LINEAR_REGRESSORS))}",
         )
+    seen = [*columns, inputs] if model.passthrough else columns
+    return last, graph.add("Concat", *seen, axis=1)
 
 
-def _linear_classifier(graph: Graph, model: Any, inputs: str) -> None:
+def _linear_classifier(graph: Graph, model: Any, inputs: str, output: str) -> tuple[str, str]:
     coefficients, intercepts = model.coef_, model.intercept_
     if len(coefficients) == 1:  # of two classes, the first scores zero: see _from_scores
         coefficients = np.vstack([np.zeros_like(coefficients), coefficients])
         intercepts = np.concatenate([[0.0], intercepts])
-    _from_scores(graph, graph.add("Add", graph.add("MatMul", inputs, coefficients.T), intercepts))
+    product = graph.add("MatMul", inputs, coefficients.T)
+    return _from_scores(graph, graph.add("Add", product, intercepts), output)
 
 
-def _from_scores(graph: Graph, scores: str) -> None:
-    """Scores to probabilities and class.
+def _from_scores(graph: Graph, scores: str, output: str) -> tuple[str, str]:
+    """Scores to probabilities; the scores themselves decide the class.
 
     The sigmoid of a score is the softmax of (0, score), and score > 0 is what ArgMax finds there:
     two classes need no operations of their own.
     """
-    graph.add("Softmax", scores, axis=1, output="probabilities")
-    graph.add("ArgMax", scores, axis=1, keepdims=0, output="prediction")
+    return graph.add("Softmax", scores, axis=1, output=output), scores
 
 
-def _trees(graph: Graph, forest: trees.Forest, inputs: str) -> None:
-    if forest.float32:
-        rounded = graph.add("Cast", inputs, to=np.float32)
-        inputs = graph.add("Cast", rounded, to=np.float64)
+def _as_trees_see(graph: Graph, forest: trees.Forest, inputs: str) -> str:
+    if not forest.float32:
+        return inputs
+    return graph.add("Cast", graph.add("Cast", inputs, to=np.float32), to=np.float64)
+
+
+def _tree_values(graph: Graph, forest: trees.Forest, inputs: str, output: str) -> str:
+    inputs = _as_trees_see(graph, forest, inputs)
+    target = np.zeros_like(forest.tree)
+    answer = graph.trees(forest, inputs, forest.leaves, target, mean=not forest.boosted)
+    if forest.link == "exp":
+        answer = graph.add("Exp", answer)
+    return graph.add("Squeeze", answer, np.array([1]), output=output)
+
+
+def _tree_classes(graph: Graph, forest: trees.Forest, inputs: str, output: str) -> tuple[str, str]:
+    inputs = _as_trees_see(graph, forest, inputs)
     if forest.leaves.ndim == 2:
-        _class_trees(graph, forest, inputs)
-    elif forest.link == "softmax":
-        turn = forest.tree % forest.scores if forest.scores > 1 else np.ones_like(forest.tree)
-        _from_scores(graph, graph.trees(forest, inputs, forest.leaves, turn))
-    else:
-        target = np.zeros_like(forest.tree)
-        answer = graph.trees(forest, inputs, forest.leaves, target, mean=not forest.boosted)
-        if forest.link == "exp":
-            answer = graph.add("Exp", answer)
-        graph.add("Squeeze", answer, np.array([1]), output="prediction")
+        return _class_trees(graph, forest, inputs, output)
+    turn = forest.tree % forest.scores if forest.scores > 1 else np.ones_like(forest.tree)
+    return _from_scores(graph, graph.trees(forest, inputs, forest.leaves, turn), output)
 
 
-def _class_trees(graph: Graph, forest: trees.Forest, inputs: str) -> None:
+def _class_trees(graph: Graph, forest: trees.Forest, inputs: str, output: str) -> tuple[str, str]:
     """Mean of the trees' class probabilities.
 
     A leaf of `TreeEnsemble` holds one number, these hold one a class. So each tree answers with
@@ -177,5 +264,5 @@ def _class_trees(graph: Graph, forest: trees.Forest, inputs: str) -> None:
     each = graph.add("Gather", forest.leaves, leaf, axis=0)  # [N, trees, classes]
     total = graph.add("ReduceSum", each, np.array([1]), keepdims=0)
     count = np.array(float(len(forest.roots)))
-    probabilities = graph.add("Div", total, count, output="probabilities")
-    graph.add("ArgMax", probabilities, axis=1, keepdims=0, output="prediction")
+    probabilities = graph.add("Div", total, count, output=output)
+    return probabilities, probabilities

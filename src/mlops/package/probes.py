@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlops.errors import UsageError
 from mlops.package import trees
 from mlops.usecase import Ratio
 
@@ -22,14 +23,33 @@ def on_thresholds(pipeline: Any, rows: np.ndarray, size: int) -> Iterator[np.nda
 
     For each (model input, threshold) of the fitted pipeline: the threshold, its two neighbours in
     double, and where the trees round to float32 the two float32 that enclose it. `rows`, float64
-    [n, fields], are real rows to move. The order is always the same.
+    [n, fields], are real rows to move. The order is always the same. In an ensemble these are the
+    thresholds of all its members.
     """
-    forest = trees.read(pipeline.named_steps["model"])
-    if forest is None:
-        return
-    feature, threshold, guide = _questions(forest, pipeline[:-1].transform(rows))
-    values = _values(threshold, feature, pipeline.named_steps.get("scale"), forest.float32)
-    inputs = pipeline.named_steps["inputs"]
+    steps = pipeline.named_steps
+    inputs, outer = pipeline[:-1].transform(rows), steps.get("scale")
+    for inner, forest in trees.within(steps["model"]):
+        if inner is not None and outer is not None:
+            raise UsageError(
+                "a member with a scaler behind another scaler has no probes",
+                "scale all members at once (scaled=True), or each by itself",
+            )
+        seen = inputs if inner is None else inner.transform(inputs)
+        scaler = outer if inner is None else inner
+        yield from _on_forest(forest, seen, rows, scaler, steps["inputs"], size)
+
+
+def _on_forest(
+    forest: trees.Forest,
+    seen: np.ndarray,
+    rows: np.ndarray,
+    scaler: Any,
+    inputs: Any,
+    size: int,
+) -> Iterator[np.ndarray]:
+    """Yield the probes of one forest; `seen` is what it sees of `rows`."""
+    feature, threshold, guide = _questions(forest, seen)
+    values = _values(threshold, feature, scaler, forest.float32)
     place = {name: position for position, name in enumerate(inputs.fields)}
     step = max(1, size // values.shape[1])
     for start in range(0, len(feature), step):

@@ -12,7 +12,7 @@ learnt for missing values are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -56,6 +56,33 @@ def read(model: Any) -> Forest | None:
         if base.__name__ in READERS:
             return READERS[base.__name__](model)
     return None
+
+
+def within(model: Any) -> Iterator[tuple[Any, Forest]]:
+    """Yield all trees of an estimator, or of the members of an ensemble of estimators.
+
+    Each with the scaler that stands before it there, or None.
+    """
+    scaler, model = unwrapped(model)
+    forest = read(model)
+    if forest is not None:
+        yield scaler, forest
+    elif hasattr(model, "named_estimators_"):
+        for member in model.estimators_:
+            yield from within(member)
+
+
+def unwrapped(member: Any) -> tuple[Any, Any]:
+    """Return the scaler, or None, and the estimator of a member that may be a pipeline of both."""
+    if not hasattr(member, "named_steps"):
+        return None, member
+    *before, (_, model) = member.steps
+    if len(before) > 1 or any(type(step).__name__ != "StandardScaler" for _, step in before):
+        names = ", ".join(type(step).__name__ for _, step in before)
+        raise UsageError(
+            f"a member behind {names} has no exact ONNX export", "use one StandardScaler, or none"
+        )
+    return (before[0][1] if before else None), model
 
 
 def _read_scikit_learn(model: Any) -> Forest:

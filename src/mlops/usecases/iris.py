@@ -40,6 +40,20 @@ def linear_discriminant_analysis(seed: int) -> Any:
     return LinearDiscriminantAnalysis()
 
 
+def votes(seed: int) -> Any:
+    """The mean of three models' probabilities."""
+    from sklearn.ensemble import RandomForestClassifier, VotingClassifier
+
+    return VotingClassifier(
+        [
+            ("logistic", logistic_regression(seed)),
+            ("discriminant", linear_discriminant_analysis(seed)),
+            ("forest", RandomForestClassifier(n_estimators=20, random_state=seed)),
+        ],
+        voting="soft",
+    )
+
+
 def _measurement(name: str, description: str) -> Feature:
     return Feature(name, name, "cm", 0.05, 30, description)
 
@@ -79,6 +93,7 @@ IRIS = UseCase(
             search={"solver": ("lsqr",), "shrinkage": Range(0.0, 0.9)},
         ),
     ),
+    on_demand=(Candidate("Votes", votes, scaled=True),),
     metric="accuracy",
     examples={
         "setosa": {
