@@ -33,6 +33,8 @@ FALSE_ALARMS_A_YEAR = 1
 LOOKS_A_YEAR = 365 * 24
 """The server looks once an hour. Windows overlap, so that false alarms are rarer than this."""
 
+ESTIMATE = "estimate"
+"""The kind of what is found of the estimate: that it was wrong is no fall in quality."""
 STATES: dict[str, Verdict] = {"given": "ok", "muted": "alarm", "none": "cannot tell"}
 
 
@@ -92,8 +94,8 @@ def quality_findings(use_case: UseCase, log: PredictionLog, settings: Settings) 
     found = look(use_case, log, settings)
     estimate = found["estimate"]
     about_estimate = Finding(
-        KIND,
-        "estimate",
+        ESTIMATE,
+        "all rows",
         STATES[estimate["state"]],
         estimate["says"],
         {"rows": estimate["rows"], "scores": estimate["scores"], "z": estimate.get("z")},
