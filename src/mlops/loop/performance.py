@@ -15,6 +15,7 @@ from mlops.errors import BundleError, NotTrainedError, UsageError
 from mlops.improve.ledger import Ledger
 from mlops.monitor.degradation import KIND
 from mlops.monitor.estimate import SUMS_OF_GRADES
+from mlops.monitor.findings import of_version
 from mlops.monitor.log import PredictionLog
 from mlops.monitor.metrics import utc
 from mlops.monitor.performance import DAY, HOUR, Sealed, cells_from, performance, step_of, unsealed
@@ -100,7 +101,8 @@ def quality_findings(use_case: UseCase, log: PredictionLog, settings: Settings) 
         estimate["says"],
         {"rows": estimate["rows"], "scores": estimate["scores"], "z": estimate.get("z")},
     )
-    return [*(Finding(**one) for one in found["findings"]), about_estimate]
+    findings = [*(Finding(**one) for one in found["findings"]), about_estimate]
+    return of_version(found["model_version"], findings)
 
 
 def measure_of(use_case: UseCase, settings: Settings) -> Measure:

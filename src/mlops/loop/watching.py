@@ -27,6 +27,7 @@ from mlops.monitor.drift.budget import Budget, parse_budget, parse_span, span
 from mlops.monitor.drift.profile import Counts, Profile
 from mlops.monitor.drift.report import Drift, assessed
 from mlops.monitor.drift.windows import PAGE_ROWS, Count, Rows, Windows
+from mlops.monitor.findings import of_version
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import verify
 from mlops.settings import Settings
@@ -207,9 +208,9 @@ class Watcher:
         found = self._look(self._windows)
         if not found.rows:  # nothing was tested: it spends nothing, and is said once
             if [one.says for one in self._log.findings(KIND)] != [found.says]:
-                self._log.record_findings(found.findings)
+                self._log.record_findings(of_version(found.version, found.findings))
             return
-        self._log.record_findings(found.findings)
+        self._log.record_findings(of_version(found.version, found.findings))
         self._due = now + self._budget.every
         if found.verdict == "alarm":
             log.warning("%s: drift: %s", self.use_case.name, found.says)

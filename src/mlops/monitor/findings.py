@@ -25,6 +25,11 @@ COLUMNS = "kind, subject, verdict, says, numbers, at"
 KEPT = datetime.timedelta(days=90)
 
 
+def of_version(version: int | None, found: Iterable[Finding]) -> list[Finding]:
+    """Return findings that say in their numbers which model version they are about; 0 is none."""
+    return [one._replace(numbers={"model_version": version or 0, **one.numbers}) for one in found]
+
+
 def record(
     connection: apsw.Connection, findings: Sequence[Finding], now: datetime.datetime
 ) -> None:
