@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,30 @@ class Hook:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class Mails(socketserver.StreamRequestHandler):
+    """As much of SMTP as it takes to be handed a mail."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 here\r\n")
+        while line := self.rfile.readline().strip():
+            if line.upper() == b"DATA":
+                self.wfile.write(b"354 go on\r\n")
+                mail = b"".join(iter(self.rfile.readline, b".\r\n"))
+                self.server.mails.append(mail.decode())  # type: ignore[attr-defined]
+            self.wfile.write(b"250 ok\r\n")
+            if line.upper() == b"QUIT":
+                return
+
+
+@pytest.fixture
+def mail_server() -> Iterator[Any]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mails) as server:
+        server.mails = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 @pytest.fixture
@@ -149,32 +174,40 @@ def test_two_workers_a_kill_and_a_hook_that_is_down_make_one_message_each(serve,
     assert hook.titles == ["Critical: iris: error rate", "Ended: iris: error rate"]
 
 
-def test_a_log_that_stops_growing_and_a_champion_that_is_old_are_alerts(serve, hook, home):
+def test_a_log_that_stops_a_disk_that_is_full_and_an_old_champion_are_alerts(serve, hook, home):
     text = home / "irislogs" / "predictions.log"
-    server = serve("iris", ALERT_URLS=hook.url, ALERT_STALE_DAYS="0.000001", **FAST)
+    limits = {"ALERT_STALE_DAYS": "0.000001", "ALERT_DISK_FREE": "0.99999"}
+    server = serve("iris", ALERT_URLS=hook.url, **limits, **FAST)
     assert server.request("/predict", SETOSA)[0] == 200
     text.unlink()
     text.mkdir()  # nobody, root included, can write to it as a file
     assert server.request("/predict", SETOSA)[0] == 200
-    until(lambda: set(opened(server)) == {"log_stopped", "stale_model"}, "both are open")
+    every = {"disk", "log_stopped", "stale_model"}
+    until(lambda: set(opened(server)) == every, "all three are open")
     text.rmdir()
-    until(lambda: opened(server) == ["stale_model"], "the log has caught up by itself")
+    until(lambda: set(opened(server)) == every - {"log_stopped"}, "the log has caught up by itself")
     assert len(text.read_text().splitlines()) == 2
-    until(lambda: len(hook.told) == 3, "three messages")
+    until(lambda: len(hook.told) == 4, "four messages")
     assert sorted(hook.titles) == [
+        "Critical: iris: disk",
         "Critical: iris: log stopped",
         "Ended: iris: log stopped",
         "Warning: iris: stale model",
     ]
 
 
-def test_each_channel_is_tried_and_the_one_that_fails_is_named(hook, tmp_path):
+def test_each_channel_is_tried_and_the_one_that_fails_is_named(hook, mail_server, tmp_path):
     nobody = f"json://127.0.0.1:{free_port()}/hidden-path"
-    urls = f"{hook.url},{nobody},nonsense://hidden-path"
+    port = mail_server.server_address[1]
+    mail = f"mailto://127.0.0.1:{port}?from=mlops@example.com&to=team@example.com"
+    urls = f"{hook.url},{nobody},nonsense://hidden-path,{mail}"
     done = mlops("alerts", "test", "--json", home=tmp_path, check=False, ALERT_URLS=urls)
     assert done.returncode == 1
     found = {one["channel"]: one["error"] for one in json.loads(done.stdout)}
-    assert found["json"] is None
+    assert (found["json"], found["mailto"]) == (None, None)
+    [letter] = mail_server.mails
+    assert "Subject: mlops: test" in letter
+    assert "Alerts of this installation arrive here." in letter
     assert "Connection error" in found["json 2"]
     assert "no address that apprise knows" in found["nonsense"]
     assert hook.titles == ["mlops: test"]

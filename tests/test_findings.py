@@ -73,3 +73,9 @@ def test_history_is_kept_for_ninety_days(log):
     kept = findings.history(connection, "drift", "2026")
     assert [one.at[:10] for one in kept] == ["2026-12-21", "2027-02-09"]
     connection.close()
+
+
+def test_a_finding_says_which_version_it_is_about_and_0_is_none():
+    [found] = findings.of_version(3, [ALARM])
+    assert found.numbers == {"model_version": 3, **ALARM.numbers}
+    assert findings.of_version(None, [OK])[0].numbers["model_version"] == 0
