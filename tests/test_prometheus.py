@@ -220,7 +220,7 @@ def judged(log: PredictionLog, verdict: Any, loss: float) -> None:
 
 def plant_traffic(server: Server) -> None:
     """Errors, warnings, new users, and large batches that drifted."""
-    for number in range(60):
+    for number in range(360):
         body = (ODD, SETOSA, {})[number % 3]
         server.request("/iris/predict", body, {"x-client-id": f"user {number}"})
     batch = {"instances": [ODD] * 2_000}
@@ -253,7 +253,7 @@ def test_planted_trouble_arrives_ends_and_moves_every_panel(
 ) -> None:
     hours_ago = time.strftime("%Y-%m-%dT%H:%M:%S.000000+00:00", time.gmtime(time.time() - 10_800))
     log = PredictionLog(home / "irislogs", "irislogs", "crash")
-    log.append([one(f"old {n}", timestamp=hours_ago) for n in range(100)])
+    log.append([one(f"old {n}", timestamp=hours_ago) for n in range(300)])
     judged(log, "ok", 0.1)
     server = serve(WORKERS="2", ALERT_WINDOW_SECONDS="10", ALERT_HOLD_SECONDS="1", DRIFT_EVERY="1m")
     champion = server.request("/iris")[1]["model_version"]

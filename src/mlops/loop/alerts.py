@@ -19,7 +19,7 @@ import apsw
 
 from mlops import clock
 from mlops.deploy.service import Service
-from mlops.errors import LogUnavailableError, UsageError
+from mlops.errors import LogUnavailableError, MlopsError, UsageError
 from mlops.improve.ledger import Ledger
 from mlops.monitor.alerts.book import AlertBook, Channel, Message
 from mlops.monitor.alerts.channels import Note, parse_channels, send
@@ -169,9 +169,15 @@ class Lookout:
         )
 
     def listed(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the alerts of these use cases, as `/alerts` shows them."""
-        with self._lock:
-            return listing(self._book, names, self._channels)
+        """Return the alerts of these use cases, as `/alerts` shows them.
+
+        Raises `MlopsError` if they cannot be read.
+        """
+        try:
+            with self._lock:
+                return listing(self._book, names, self._channels)
+        except apsw.Error as error:
+            raise MlopsError(f"alerts.db cannot be read: {error}") from error
 
     def _known(self, name: str, now: float) -> Known:
         service, its = self._served[name]
