@@ -36,6 +36,11 @@ def stamp() -> str:
     return utc().isoformat(timespec="microseconds")
 
 
+def pause(seconds: float) -> float:
+    """Return how long to wait before looking again: less where a story lets time fly."""
+    return seconds if _kept is None else seconds / 30
+
+
 def follow(path: Path) -> None:
     """Take the time from a file from now on, which holds unix seconds as 8 bytes (`set_to`).
 

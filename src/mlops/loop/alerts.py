@@ -75,7 +75,7 @@ class Lookout:
     async def keep_looking(self) -> None:
         """Look at each use case every few seconds, as long as no other process just did."""
         while True:
-            await asyncio.sleep(SECONDS_BETWEEN_CALLS)
+            await asyncio.sleep(clock.pause(SECONDS_BETWEEN_CALLS))
             for name in self._served:
                 try:
                     await asyncio.to_thread(self.look, name)
@@ -85,7 +85,7 @@ class Lookout:
     async def keep_telling(self) -> None:
         """Send messages that are due."""
         while self._channels:
-            await asyncio.sleep(SECONDS_BETWEEN_CALLS)
+            await asyncio.sleep(clock.pause(SECONDS_BETWEEN_CALLS))
             try:
                 await self.tell()
             except Exception:

@@ -378,7 +378,7 @@ async def _keep_judging(
 ) -> None:
     """Have the quality of each champion judged once an hour, by whichever worker comes first."""
     while True:
-        await asyncio.sleep(SECONDS_BETWEEN_JUDGEMENTS)
+        await asyncio.sleep(clock.pause(SECONDS_BETWEEN_JUDGEMENTS))
         for service, prediction_log in zip(services, logs, strict=True):
             if service.champion is None:
                 continue

@@ -264,7 +264,7 @@ def keep_watching(watchers: Sequence[Watcher]) -> Callable[[], None]:
     ending = threading.Event()
 
     def watch() -> None:
-        while not ending.wait(SECONDS_BETWEEN_STEPS):
+        while not ending.wait(clock.pause(SECONDS_BETWEEN_STEPS)):
             for watcher in watchers:
                 watcher.step()
         for watcher in watchers:

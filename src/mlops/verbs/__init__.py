@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import alerts, drift, explaining, improve, quality
+from mlops.verbs import alerts, drift, explaining, improve, quality, story
 
 __all__ = ["COMMANDS"]
 
@@ -19,4 +19,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     **quality.COMMANDS,
     **alerts.COMMANDS,
     **improve.COMMANDS,
+    **story.COMMANDS,
 }
