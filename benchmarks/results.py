@@ -94,7 +94,7 @@ def publish(section: Section, found: Found, command: str) -> None:
     told = (
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, commit `{_commit()}`, "
         f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"mean load of the last 15 minutes {load:.1f}, `{command}`"
+        f"mean load of the last 15 minutes {load:.1f}{_niceness()}, `{command}`"
     )
     lines = [begin, "", *(f"- {note}" for note in (told, *found.notes)), "", *table(found.rows)]
     PAGE.write_text(before + "\n".join([*lines, "", end]) + after)
@@ -103,6 +103,11 @@ def publish(section: Section, found: Found, command: str) -> None:
 def marks(name: str) -> tuple[str, str]:
     """Return the marks of a section: what lies between them is written by its command."""
     return f"<!-- {name} -->", f"<!-- end of {name} -->"
+
+
+def _niceness() -> str:
+    niceness = os.nice(0)
+    return f", run with nice {niceness}" if niceness else ""
 
 
 def _commit() -> str:

@@ -188,6 +188,40 @@ def test_one_key_sent_many_times_at_once_to_two_servers_is_logged_once(
     assert len(kept.check_whole(home)) == 20
 
 
+def test_a_server_that_ends_answers_a_request_that_is_under_way_and_says_it_was_the_last(
+    serve: Serve,
+) -> None:
+    server = serve("iris")
+    requests = [post("/predict", FLOWER), b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"]
+    idle = socket.create_connection(("127.0.0.1", server.port))
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        for client in (idle, *clients):
+            client.settimeout(10)
+            stack.enter_context(client)
+            client.sendall(requests[0])
+            assert b" 200 " in client.recv(1 << 16)
+        for client, request in zip(clients[2:], requests, strict=True):
+            client.sendall(request[:20])  # has begun to ask
+        server.process.terminate()
+        until(lambda: _refuses(server.port))
+        for client, request in zip(clients, requests * 2, strict=True):
+            client.sendall(request if client in clients[:2] else request[20:])
+            answer = b""
+            while part := client.recv(1 << 16):
+                answer += part
+            assert b" 200 " in answer
+            assert b"connection: close" in answer.lower()
+        assert idle.recv(1) == b""
+    assert server.process.wait(timeout=10) == 0
+
+
+def _refuses(port: int) -> bool:
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return False
+    return True
+
+
 def test_a_clients_name_is_nowhere_on_disk(serve: Serve, home: Path) -> None:
     server = serve("iris")
     name = {"X-Client-ID": "alice.in.wonderland@example.org"}

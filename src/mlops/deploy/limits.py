@@ -34,6 +34,8 @@ LARGEST_HEAD = 64 * 1024
 MOST_HEADERS = 100
 SPARE_CONNECTIONS = 200
 """So many more are let in to be told that there are too many; the next are cut off unheard."""
+SECONDS_FOR_A_LAST_REQUEST = 0.5
+"""For so long a server that ends listens to a client that has sent nothing: it may just do so."""
 SECONDS_OF_DEAFNESS = 0.1
 """A client whose request was one too many is not listened to for so long, or twice as long: it
 cannot hurry us."""
@@ -166,6 +168,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._since: int | None = None
         self._seconds_unread = 0
         self._held: Any = None
+        self.last = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         surplus = len(self.connections) - self.limits.connections
@@ -217,6 +220,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refusal = 431
             raise ValueError  # the parser stops, and `send_400_response` is called
         super().on_headers_complete()
+        if self.last:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if self._held is None:
@@ -230,6 +235,21 @@ class LimitedProtocol(HttpToolsProtocol):
         held, self._held = self._held, None
         if held is not None:
             self._start_asgi_task(self.cycle, held)
+
+    def shutdown(self) -> None:
+        """Answer once more before the connection ends: a request may be under way already.
+
+        That answer says that it is the last. Who sends nothing any more is not waited for.
+        """
+        self.last = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        elif not self._in_message:
+            self.loop.call_later(SECONDS_FOR_A_LAST_REQUEST, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if not self._in_message and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         if not self._in_message:

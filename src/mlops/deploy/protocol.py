@@ -124,7 +124,9 @@ class _Exchange:
         self.parts: list[bytes] = []
         self.size = 0
         parser = protocol.parser
-        self.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        self.keep_alive = (
+            parser.should_keep_alive() and parser.get_http_version() != "1.0" and not protocol.last
+        )
         self.response_started = self.response_complete = False
         self.disconnected = False
         self.message_event = NOBODY_WAITS
