@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from mlops import clock
-from mlops.records import Prediction
+from mlops.records import Prediction, from_columns
 from mlops.usecase import UseCase
 
 VARIANTS = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
@@ -121,8 +121,7 @@ class Champion:
                 for row in output.probabilities.tolist()
             )
         warnings = self._warnings(matrix, output.inputs)
-        # As columns, in the order of a Prediction's fields: no row costs a call of its own.
-        columns = (
+        columns = (  # in the order of a Prediction's fields
             new_ids(number),
             repeat(clock.stamp()),
             inputs,
@@ -134,7 +133,7 @@ class Champion:
             clients,
             repeat(0),
         )
-        return list(map(Prediction._make, zip(*columns, strict=False)))
+        return from_columns(columns)
 
     def _warnings(self, fields: np.ndarray, inputs: np.ndarray) -> dict[int, str]:
         """Return, for rows unlike the training data, a JSON list that says in what."""

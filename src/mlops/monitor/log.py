@@ -62,6 +62,7 @@ from mlops.records import (
     Submission,
     Timing,
     Totals,
+    from_columns,
 )
 
 if TYPE_CHECKING:
@@ -560,7 +561,7 @@ class PredictionLog:
         # We hold the write lock and AUTOINCREMENT counts up by one: the ids end at the last one.
         last = self._writer.last_insert_rowid()
         ids = range(last - len(rows) + 1, last + 1)
-        return list(map(Prediction._make, zip(*columns, ids, strict=True)))
+        return from_columns((*columns, ids))
 
     def _rows_after(self, number: int, limit: int) -> list[Prediction]:
         sql = f"{self._select} WHERE id > ? ORDER BY id LIMIT ?"
