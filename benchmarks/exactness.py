@@ -25,8 +25,9 @@ ROWS = 1_000_000
 SEED = 42
 
 
-EXACT = {
-    name: Line(f"{name}: largest difference in {ROWS:,} random rows", most=0) for name in USE_CASES
+EXACT = {  # as closely as a bundle is held to when it is sealed
+    name: Line(f"{name}: largest difference in {ROWS:,} random rows", most=1e-9)
+    for name in USE_CASES
 }
 FASTER = {
     name: Line(f"{name}: one row in the pipeline ÷ one row in the graph") for name in USE_CASES
