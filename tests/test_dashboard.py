@@ -84,19 +84,21 @@ def seen(**changes: Any) -> Seen:
         (
             {"metrics": metrics(server_error_rate=0.034)},
             False,
-            "not healthy: 3.4% of the last minute's requests met a server error; version 1 answers",
+            "not healthy: 3.4% of the last minute's requests met a server error; "
+            "version 1 answers, 12.2 requests/s, 0.2% errors",
         ),
         (
             {"alerts": [{"says": "1 of 8 drifted: median_income is higher"}]},
             False,
-            "not healthy: 1 open alert (1 of 8 drifted); version 1 answers",
+            "not healthy: 1 open alert (1 of 8 drifted); version 1 answers, 12.2 requests/s, "
+            "0.2% errors",
         ),
         (
             {"alerts": [{"says": "1 of 8 drifted: so"}, {"says": "slow"}], "trouble": "corrupt"},
             False,
             "not healthy: a newer version was refused: corrupt; "
             "2 open alerts (1 of 8 drifted, slow); "
-            "version 1 answers",
+            "version 1 answers, 12.2 requests/s, 0.2% errors",
         ),
     ],
 )

@@ -13,10 +13,12 @@ import argparse
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import math
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -38,7 +40,8 @@ from mlops.usecases import find
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "screenshots"
 USE_CASES = ("housing", "iris")
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+"""Debian's, that of the workflow's machines, and its twin."""
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -51,9 +54,14 @@ PAGES = {
     "overview": "",
     "use-case": "/housing",
     "try": "/housing/try",
-    "predictions": "/housing/predictions",
+    "predictions": "/housing/predictions?told=true&min=3",
     "prediction": "/housing/prediction?id={id}",
 }
+
+
+def find_chromium() -> str | None:
+    """Return the path of a browser that Playwright can drive, if one is here."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
 
 
 class Visitor:
@@ -204,8 +212,9 @@ def take(browser: Browser, port: int, to: Path) -> None:
             page = context.new_page()
             for name, path in PAGES.items():
                 open_page(page, port, path)
-                content = page.screenshot(full_page=name != "predictions")
-                save(content, to / f"{name}-{screen}-{theme}.png")
+                whole = Image.open(io.BytesIO(page.screenshot(full_page=name != "predictions")))
+                for part, picture in parts(name, whole, page):
+                    save(picture, to / f"{part}-{screen}-{theme}.png")
             context.close()
 
 
@@ -223,19 +232,37 @@ def open_page(page: Page, port: int, path: str) -> None:
         page.wait_for_timeout(700)
 
 
-def save(content: bytes, path: Path) -> None:
+def parts(name: str, picture: Image.Image, page: Page) -> Iterator[tuple[str, Image.Image]]:
+    """Cut the page of a use case, which is long, where quality over time begins."""
+    if name != "use-case":
+        yield name, picture
+        return
+    cut = int(page.locator("#quality").evaluate("one => one.getBoundingClientRect().top"))
+    cut += int(page.evaluate("scrollY")) - 8
+    yield "use-case", picture.crop((0, 0, picture.width, cut))
+    yield "quality-and-drift", picture.crop((0, cut, *picture.size))
+
+
+def save(picture: Image.Image, path: Path) -> None:
     """Write a picture with as many colours as its size allows. Ends the program if none do."""
-    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    picture = picture.convert("RGB")
     for colours in (256, 128, 64, 32):
-        fewer = picture.quantize(
-            colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-        )
-        fewer.save(path, optimize=True)
+        reduced(picture, colours).save(path, optimize=True)
         size = path.stat().st_size
         if size <= LARGEST:
             print(f"{path.name}  {size / 1000:.0f} kB  {colours} colours")
             return
     raise SystemExit(f"{path.name} has {size:,} bytes, more than {LARGEST:,}")
+
+
+def reduced(picture: Image.Image, colours: int) -> Image.Image:
+    """Return the picture in so many colours: its commonest as they are, the rest chosen apart."""
+    counted: list[Any] = picture.getcolors(1 << 24) or []
+    common = [colour for _, colour in sorted(counted, reverse=True)[: colours // 2]]
+    chosen = picture.quantize(colours // 2, method=Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*itertools.chain(*common), *chosen[: 3 * colours // 2]])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def train(home: Path) -> None:
@@ -247,7 +274,7 @@ def train(home: Path) -> None:
 
 
 def main() -> None:
-    if not CHROMIUM.exists():
+    if not (chromium := find_chromium()):
         raise SystemExit(
             "no Chromium: apt-get install -y --no-install-recommends chromium, then again"
         )
@@ -262,7 +289,7 @@ def main() -> None:
             train(home)
             seed(home)
         with server(home) as port, visited(port, home), sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+            browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
             wait_for_alerts(port)
             take(browser, port, options.to)
             browser.close()

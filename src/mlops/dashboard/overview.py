@@ -84,16 +84,18 @@ def judge(seen: Seen) -> tuple[bool, str]:
         )
     if seen.alerts:
         wrong.append(_open_alerts(seen.alerts))
-    version = f"version {seen.health['model_version']} answers"
+    doing = f"version {seen.health['model_version']} answers, {_busy(minute)}"
     if wrong:
-        return False, f"not healthy: {'; '.join(wrong)}; {version}"
+        return False, f"not healthy: {'; '.join(wrong)}; {doing}"
     alerts = "alerts cannot be told" if seen.alerts is None else "no open alerts"
+    return True, f"healthy: {doing}, {alerts}"
+
+
+def _busy(minute: Mapping[str, Any]) -> str:
     if not minute["requests"]:
-        return True, f"healthy: {version}, no requests in the last minute, {alerts}"
-    return True, (
-        f"healthy: {version}, {minute['requests_per_second']:.1f} requests/s, "
-        f"{minute['error_rate']:.1%} errors, {alerts}"
-    )
+        return "no requests in the last minute"
+    rate, errors = minute["requests_per_second"], minute["error_rate"]
+    return f"{rate:.1f} requests/s, {errors:.1%} errors"
 
 
 def _open_alerts(alerts: Sequence[Mapping[str, Any]]) -> str:

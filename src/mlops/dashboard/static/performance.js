@@ -29,7 +29,7 @@ function drawn(found) {
   const hourly = found.window.step_seconds === HOUR;
   const points = mine.map((point) => ({ ...point.scores[metric], label: hourly ? when(point.start).slice(5, 16) : when(point.start).slice(5, 10) }));
   const sealed = found.versions.find((each) => each.model_version === found.model_version)?.sealed;
-  const share = found.predictions ? `${number((100 * found.truths) / found.predictions, 2)} %` : "none";
+  const share = found.predictions ? `${((100 * found.truths) / found.predictions).toFixed(1)} %` : "none";
   return [
     h("p", { class: "lead" }, `Version ${found.model_version}: the truth has come for ${number(found.truths)} of ${number(found.predictions)} predictions (${share}).`),
     points.length
