@@ -11,6 +11,7 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     promote("housing")     ask the gates, then make the newest version champion
     gates("housing")       what they say of it, and nothing decided
     rollback("housing", reason=…)     the champion before is champion again
+    replay(prediction_id)      answered again by its bundle: equal, or tampered with
     why("housing", 3)      the story of a version, from its data to what took its place
     predict("housing", rows)   answer rows with the champion, and log them
     logs("housing")        what was asked and answered
@@ -40,6 +41,7 @@ _VERBS = {
     "gates": "mlops.loop.gates",
     "rollback": "mlops.loop.rollback",
     "why": "mlops.loop.why",
+    "replay": "mlops.loop.replay",
     "predict": "mlops.loop.predict",
     "explain": "mlops.loop.explain",
     "card": "mlops.loop.explain",

@@ -28,7 +28,7 @@ def logs(
 ) -> list[dict[str, Any]]:
     """Return the last logged predictions of a use case, or its failed requests, oldest first."""
     settings = settings or read_settings()
-    with contextlib.closing(_open(name, settings)) as log:
+    with contextlib.closing(open_existing(name, settings)) as log:
         if failures:
             return [
                 {
@@ -72,8 +72,11 @@ def export(
 
     settings, report = settings or read_settings(), report or Silent()
     write = writer_for(to)
-    bounds = [None if text is None else _moment(text) for text in (since, until)]
-    with contextlib.closing(_open(name, settings)) as log, report.steps(name, 100) as advance:
+    bounds = [None if text is None else moment(text) for text in (since, until)]
+    with (
+        contextlib.closing(open_existing(name, settings)) as log,
+        report.steps(name, 100) as advance,
+    ):
         done = 0
 
         def step(share: float) -> None:
@@ -111,7 +114,7 @@ def prune(
     age = None if older_than is None else _number(older_than, AGES, "an age", "90d")
     size = None if larger_than is None else _number(larger_than, SIZES, "a size", "2GB")
     deleted = 0
-    with contextlib.closing(_open(name, settings or read_settings())) as log:
+    with contextlib.closing(open_existing(name, settings or read_settings())) as log:
         before = None if age is None else days_ago(age)
         largest = None if size is None else int(size)
         while step := log.prune(before=before, largest=largest):
@@ -120,7 +123,8 @@ def prune(
         return {"use_case": name, "deleted": deleted, "bytes": log.path.stat().st_size}
 
 
-def _open(name: str, settings: Settings) -> PredictionLog:
+def open_existing(name: str, settings: Settings) -> PredictionLog:
+    """Open the log of a use case. Raises `NotTrainedError` if nothing was ever logged."""
     use_case = find(name)
     if not has_log(use_case, settings):
         raise NotTrainedError(
@@ -129,7 +133,7 @@ def _open(name: str, settings: Settings) -> PredictionLog:
     return open_log(use_case, settings)
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
     """Return a date or time as the log writes it; without a zone it is UTC."""
     try:
         moment = datetime.datetime.fromisoformat(text)

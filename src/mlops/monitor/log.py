@@ -255,6 +255,11 @@ class PredictionLog:
         with self._reading() as connection:
             return truths.newest(connection, version, of_slice, number)
 
+    def known_truths(self, prediction_ids: Sequence[str]) -> dict[str, Actual]:
+        """Return the truths that are known of these predictions, by id."""
+        with self._reading() as connection:
+            return truths.known(connection, prediction_ids)
+
     def predictions(self, since: int, until: int) -> int:
         """Return how many predictions were made in that time, as they were counted."""
         [(number,)] = self._read(

@@ -60,11 +60,11 @@ def attach(
 
     `rows` are the logged predictions among them, by id. Within a transaction of the caller's.
     """
-    known = _known(connection, [prediction_id for prediction_id, _ in truths])
+    there_already = known(connection, [prediction_id for prediction_id, _ in truths])
     fresh: dict[str, Actual] = {}
     already, unknown, conflicts = 0, [], []
     for prediction_id, actual in truths:
-        there = known.get(prediction_id, fresh.get(prediction_id))
+        there = there_already.get(prediction_id, fresh.get(prediction_id))
         if there is not None:
             if there == actual:
                 already += 1
@@ -110,7 +110,8 @@ def _sums(row: Sequence[Any]) -> Sums:
     return Sums(Key(*row[:width]), np.array(row[width:], dtype=float))
 
 
-def _known(connection: apsw.Connection, prediction_ids: Sequence[str]) -> dict[str, Actual]:
+def known(connection: apsw.Connection, prediction_ids: Sequence[str]) -> dict[str, Actual]:
+    """Return the truths that are there of these predictions, by id."""
     sql = """SELECT prediction_id, actual FROM truths
         WHERE prediction_id IN (SELECT value FROM json_each(?))"""
     rows: list[Any] = connection.execute(sql, (json.dumps(prediction_ids),)).fetchall()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from mlops.errors import UsageError
 from mlops.tables import line, plain, table_of
 from mlops.verbs.console import AsJson, UseCaseName, out, print_result, progress
 
@@ -99,6 +101,64 @@ def ledger_verify(
         raise typer.Exit(1)
 
 
+def replay(
+    what: Annotated[
+        str, typer.Argument(metavar="ID", help="A prediction id; with --against, a use case")
+    ],
+    against: Annotated[
+        int | None, typer.Option(help="Let this version answer what was logged, and compare")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="From this date or time on, UTC")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer again: one prediction by its own bundle, or a stretch of the log by another version.
+
+    One prediction is equal to the last bit, was tampered with, or met a changed environment; exit
+    code 1 unless it is equal. Another version is compared row by row, with truths where known;
+    nothing is logged or promoted.
+
+    Examples: `mlops replay 019ab7c2-5e0e-7d0b-9c8e-1d2f3a4b5c6d` ·
+    `mlops replay housing --since 2026-11-01 --against 2`
+    """
+    from mlops.loop.replay import replay as run
+    from mlops.loop.replay import shadow
+
+    if against is None:
+        if since is not None:
+            raise UsageError("--since needs a version to compare", "say which with --against")
+        result = run(what)
+        text = f"{result.outcome}: {result.says}"
+        print_result(result, as_json, lambda: line(out, text))
+        if result.outcome != "equal":
+            raise typer.Exit(1)
+        return
+    compared = shadow(what, against=against, since=since)
+    found = {**plain(compared), "says": compared.judgement.says}
+    print_result(finite(found), as_json, lambda: _draw_shadow(compared))
+
+
+def finite(value: Any) -> Any:
+    """Return a result with None for each number that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _draw_shadow(result: Any) -> None:
+    line(
+        out,
+        f"{result.use_case} version {result.against} on {result.predictions:,} logged predictions: "
+        f"{result.differ:,} answers differ",
+    )
+    if result.mean_difference is not None:
+        by = f"{result.mean_difference:+.4g} on average, {result.largest_difference:.4g} at most"
+        line(out, f"difference  {by}")
+    if result.truths:
+        losses = f"{result.mean_loss:.4g}, of the answers given {result.logged_loss:.4g}"
+        line(out, f"mean loss   {losses}, over {result.truths:,} with a known truth")
+    line(out, f"verdict     {result.judgement.says}")
+
+
 def _draw_gates(result: Any) -> None:
     table = table_of("gate", "outcome", "says")
     for one in result.verdicts:
@@ -167,4 +227,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "why": why,
     "ledger": ledger,
     "ledger verify": ledger_verify,
+    "replay": replay,
 }
