@@ -4,8 +4,8 @@ SHELL = /bin/sh
 .DEFAULT_GOAL = help
 # Verbs share one environment and one set of ports: `make -j` runs them one after the other.
 .NOTPARALLEL:
-.PHONY: help up down status logs serve test test-all check audit format bench bench-peers
-.PHONY: bench-reliability
+.PHONY: help up down status logs serve retrain test test-all check audit format bench
+.PHONY: bench-peers bench-reliability
 .PHONY: screenshots lock clean
 .PHONY: image smoke publish deploy
 
@@ -20,6 +20,7 @@ export MLFLOW_PORT
 else
 unexport MLFLOW_PORT
 endif
+export USE_CASE REASON
 
 BIN = .venv/bin
 # Any Python will do: tools/setup.py finds one that is new enough (PYTHON= names it).
@@ -52,6 +53,11 @@ logs: ## show what the services print
 serve: ## run the API in this terminal until Ctrl-C (PORT=8000)
 	@$(SETUP) runtime
 	@exec $(BIN)/mlops serve
+
+retrain: ## retrain what needs it (USE_CASE=housing REASON="why" does so without need)
+	@$(SETUP) runtime
+	@if [ -n "$$USE_CASE" ]; then $(BIN)/mlops retrain "$$USE_CASE" --reason "$$REASON"; \
+	else $(BIN)/mlops watch --once; fi
 
 test: ## run the fast tests (ARGS="-k drift" adds options of pytest)
 	@$(SETUP) dev

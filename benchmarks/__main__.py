@@ -23,6 +23,7 @@ from benchmarks import (
     explain,
     growth,
     peers,
+    retraining,
     sequential,
     serving,
     whole_loop,
@@ -34,6 +35,7 @@ SECTIONS = (
     Section("exactness", exactness.LINES, exactness.run),
     Section("serving", serving.LINES, serving.run),
     Section("growth", growth.LINES, growth.run),
+    Section("retraining", retraining.LINES, retraining.run),
     Section("peers", peers.LINES, peers.run),
 )
 PLAIN = ("loop", "exactness", "explain", "serving")

@@ -75,6 +75,13 @@ def test_the_manifests_are_sound():
         ("kustomization.yaml", "  - ingress.yaml\n", "", "does not list ingress.yaml"),
         ("kustomization.yaml", "- ingress.yaml", "- ingres.yaml", "lists ingres.yaml, not there"),
         ("namespace.yaml", "apiVersion: v1", "apiVersion: v9", "schema"),
+        ("retrain-cronjob.yaml", "concurrencyPolicy: Forbid", "concurrencyPolicy: No", "CronJob"),
+        (
+            "retrain-cronjob.yaml",
+            "claimName: state-api-0",
+            "claimName: state",
+            "PersistentVolumeClaim state, not there",
+        ),
     ],
 )
 def test_a_fault_in_a_manifest_is_found(folder, file, old, new, says):

@@ -45,6 +45,12 @@ VARIABLES = {
     "ALERT_SILENT_MINUTES": "alert_silent_minutes",
     "ALERT_WINDOW_SECONDS": "alert_window_seconds",
     "ALERT_HOLD_SECONDS": "alert_hold_seconds",
+    "RETRAIN_MAX_AGE_DAYS": "retrain_max_age_days",
+    "RETRAIN_NEW_ROWS": "retrain_new_rows",
+    "RETRAIN_EVERY_DAYS": "retrain_every_days",
+    "RETRAIN_PAUSE_DAYS": "retrain_pause_days",
+    "RETRAIN_WINDOW_DAYS": "retrain_window_days",
+    "RETRAIN_NEW_ROW_WEIGHT": "retrain_new_row_weight",
 }
 
 

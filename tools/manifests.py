@@ -49,6 +49,7 @@ def _against_schemas(manifest: Manifest) -> Iterator[str]:
 def _loose_ends(manifests: list[Manifest]) -> Iterator[str]:
     """Yield each reference from one manifest to another that leads nowhere."""
     there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
+    there |= {claim for manifest in manifests for claim in _claims(manifest)}
     pods = [m["spec"]["template"] for m in manifests if m["kind"] in {"StatefulSet", "Deployment"}]
     labels = [pod["metadata"]["labels"] for pod in pods]
     ports = {
@@ -79,7 +80,11 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for rule in spec.get("rules", ()):
         for path in rule["http"]["paths"]:
             yield "Service", path["backend"]["service"]["name"]
-    pod = spec.get("template", {}).get("spec", {})
+    job = spec.get("jobTemplate", {}).get("spec", {})
+    yield from _of_pod({**spec, **job}.get("template", {}).get("spec", {}))
+
+
+def _of_pod(pod: Manifest) -> Iterator[tuple[str, str]]:
     if "serviceAccountName" in pod:
         yield "ServiceAccount", pod["serviceAccountName"]
     for container in pod.get("containers", ()):
@@ -87,6 +92,18 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str]]:
             for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
                 if field in source:
                     yield kind, source[field]["name"]
+    for volume in pod.get("volumes", ()):
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+
+
+def _claims(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield the claims of a stateful set's first replica: there is one for each replica."""
+    for claim in manifest.get("spec", {}).get("volumeClaimTemplates", ()):
+        yield (
+            "PersistentVolumeClaim",
+            f"{claim['metadata']['name']}-{manifest['metadata']['name']}-0",
+        )
 
 
 def _selectors(manifest: Manifest) -> Iterator[dict[str, str]]:

@@ -8,6 +8,7 @@ The loop, in order, each a function here and a verb of the command `mlops`:
     tune("housing")        search for better settings; train("housing", from_study=True) uses them
     runs("housing")        candidates beside each other, and which of them tie
     report("housing")      one HTML file with figures of where the model is right and wrong
+    retrain("housing")     learn again, from all that has come since; the gates decide
     promote("housing")     ask the gates, then make the newest version champion
     gates("housing")       what they say of it, and nothing decided
     rollback("housing", reason=…)     the champion before is champion again
@@ -37,6 +38,7 @@ _VERBS = {
     "check": "mlops.loop.check",
     "train": "mlops.loop.train",
     "tune": "mlops.loop.tune",
+    "retrain": "mlops.loop.retrain",
     "promote": "mlops.loop.promote",
     "gates": "mlops.loop.gates",
     "rollback": "mlops.loop.rollback",

@@ -64,6 +64,12 @@ class GateError(MlopsError):
     """A gate refused the promotion."""
 
 
+class BusyError(MlopsError):
+    """Another process is at the same work. Its exit code is that of "try again later"."""
+
+    exit_code = 75
+
+
 class ChampionMovedError(MlopsError):
     """Another promotion came first: the champion is not the one this caller expected."""
 

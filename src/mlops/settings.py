@@ -6,6 +6,7 @@ so that `mlflow ui`, `sqlite3 housinglogs/predictions.db` and the like work as t
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mlops import clock
 from mlops.errors import UsageError
+from mlops.usecase import Retraining
 
 SHORTEST_KEY = 16
 Durability = Literal["power", "crash"]
@@ -146,6 +148,43 @@ class Settings(BaseSettings):
         validation_alias="LOG_KEEP_MB",
         description="The server deletes the oldest rows of a `predictions.db` that holds more;"
         " 0: never",
+    )
+    retrain_max_age_days: float | None = Field(
+        None,
+        ge=0,
+        validation_alias="RETRAIN_MAX_AGE_DAYS",
+        description="A champion of this age is a reason to retrain; 0: never; unset, here and in"
+        " the next five: as the use case declares",
+    )
+    retrain_new_rows: int | None = Field(
+        None,
+        ge=0,
+        validation_alias="RETRAIN_NEW_ROWS",
+        description="So many rows that no training has learnt from are a reason; 0: never",
+    )
+    retrain_every_days: float | None = Field(
+        None,
+        ge=0,
+        validation_alias="RETRAIN_EVERY_DAYS",
+        description="So much time since the last training is a reason, whatever happens; 0: never",
+    )
+    retrain_pause_days: float | None = Field(
+        None,
+        ge=0,
+        validation_alias="RETRAIN_PAUSE_DAYS",
+        description="After a retraining began, nothing is a reason for so long",
+    )
+    retrain_window_days: float | None = Field(
+        None,
+        ge=0,
+        validation_alias="RETRAIN_WINDOW_DAYS",
+        description="Logged rows that are older are not learnt from; 0: all are",
+    )
+    retrain_new_row_weight: float | None = Field(
+        None,
+        gt=0,
+        validation_alias="RETRAIN_NEW_ROW_WEIGHT",
+        description="What a row that came counts for, where one of the data file counts 1",
     )
     story_clock: Path | None = Field(
         None,
@@ -300,6 +339,11 @@ class Settings(BaseSettings):
         return self.models / "studies"
 
     @property
+    def retraining_folder(self) -> Path:
+        """Locks of retrainings, and what they have finished so far."""
+        return self.models / "retraining"
+
+    @property
     def run(self) -> Path:
         """Process ids and output of what `mlops up` started."""
         return self.home / ".run"
@@ -307,6 +351,14 @@ class Settings(BaseSettings):
     @property
     def tracks_locally(self) -> bool:
         return not self.tracking_uri
+
+    def retraining(self, declared: Retraining) -> Retraining:
+        """Return when to train again and from what: as declared, unless a setting says else."""
+        given = {
+            field.name: getattr(self, f"retrain_{field.name}")
+            for field in dataclasses.fields(declared)
+        }
+        return dataclasses.replace(declared, **{k: v for k, v in given.items() if v is not None})
 
 
 def read_settings(**overrides: object) -> Settings:

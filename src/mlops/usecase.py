@@ -171,6 +171,25 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Retraining:
+    """When a model is trained again by itself, and from what; settings win (`RETRAIN_…`).
+
+    `max_age_days` is the champion's age, `new_rows` the number of rows that no training has learnt
+    from, `every_days` the time between two trainings; 0 means that this is no reason. After a
+    retraining began, nothing is a reason for `pause_days`. `window_days` leaves out logged rows
+    that are older; 0 keeps all. `new_row_weight` is what a row that came counts for, where one of
+    the data file counts 1.
+    """
+
+    max_age_days: float = 90
+    new_rows: int = 1000
+    every_days: float = 0
+    pause_days: float = 0.5
+    window_days: float = 0
+    new_row_weight: float = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class UseCase:
     """A table to learn from and a service to offer.
 
@@ -181,7 +200,8 @@ class UseCase:
     `rules` hold in every row. `key` names columns that tell one row from all others, if any do;
     `unique_rows` says that two equal rows are one row twice, not two alike.
     `coordinates` is for rows that lie somewhere on a map. `slices` are looked at apart when truths
-    arrive.
+    arrive. `derived` are columns of the data file that are ratios of two others: filled in where
+    rows come without them.
     """
 
     name: str
@@ -204,6 +224,8 @@ class UseCase:
     unique_rows: bool = False
     coordinates: Coordinates | None = None
     slices: tuple[Slice, ...] = ()
+    derived: tuple[Ratio, ...] = ()
+    retraining: Retraining = Retraining()
 
     @property
     def fields(self) -> tuple[str, ...]:

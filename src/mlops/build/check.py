@@ -28,6 +28,8 @@ SHOWN_LINES = 5
 FAR_OUTSIDE = 10
 """A value this many times beyond all that training saw is taken for a slip, not for news."""
 
+REPEATS = "repeats an earlier row"
+
 Chunk = tuple[pd.DataFrame, np.ndarray]
 """Rows, and for each the number of its line in the file (in Parquet, of the row), from one."""
 
@@ -236,7 +238,7 @@ class _Table:
             unique = self.use_case.unique_rows
             self.findings.add(
                 "(all)",
-                "repeats an earlier row" if unique else "repeats an earlier row, which may be so",
+                REPEATS if unique else f"{REPEATS}, which may be so",
                 lines[repeated],
                 kind="violation" if unique else "warning",
             )

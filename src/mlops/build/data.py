@@ -47,7 +47,8 @@ class Split:
     `X_*` are data frames with the request fields as columns; `y_*` are numbers, for a
     classification the number of the class. `shared_rows` counts test rows that equal, in every
     field and the target, some training row. `fingerprint` is that of the test rows: two trainings
-    may be compared on them only if both set the same ones aside.
+    may be compared on them only if both set the same ones aside. `weights` are what the training
+    rows count for, shape (n_train,); None where all count alike.
     """
 
     X_train: pd.DataFrame
@@ -56,6 +57,7 @@ class Split:
     y_test: np.ndarray
     shared_rows: int
     fingerprint: str
+    weights: np.ndarray | None = None
 
 
 def data_file(use_case: UseCase, folder: Path) -> Path:
@@ -149,6 +151,12 @@ def keep(table: Table, folder: Path) -> None:
 
 def kept_file(fingerprint: str, folder: Path) -> Path:
     return folder / "tables" / f"{fingerprint}.parquet"
+
+
+def sweep(folder: Path, process: int) -> None:
+    """Remove what `write_whole` of a process that died left in a folder, or below."""
+    for path in folder.rglob(f"*.unfinished-{process}"):
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -273,13 +281,20 @@ def split(use_case: UseCase, frame: pd.DataFrame) -> Split:
     """
     X, y = fields_and_target(use_case, frame)
     _check_enough(use_case, y)
-    X_train, X_test, y_train, y_test = train_test_split(
-        X,
-        y,
+    train, test = train_test_split(
+        np.arange(len(y)),
         test_size=TEST_SHARE,
         random_state=SEED,
         stratify=y if use_case.is_classification else None,
     )
+    return parted(use_case, X, y, train, test)
+
+
+def parted(
+    use_case: UseCase, X: pd.DataFrame, y: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> Split:
+    """Return the rows at the positions `train` and `test` as a split."""
+    X_train, X_test, y_train, y_test = X.iloc[train], X.iloc[test], y[train], y[test]
     # Adding zero turns -0.0, which equals 0.0, into the same bytes.
     seen = {row.tobytes() for row in np.column_stack([X_train, y_train]) + 0.0}
     shared = sum(row.tobytes() in seen for row in np.column_stack([X_test, y_test]) + 0.0)

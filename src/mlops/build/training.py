@@ -25,6 +25,7 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import has_fit_parameter
 
 from mlops.build.data import Split
 from mlops.build.pipeline import unfitted_pipeline
@@ -60,10 +61,10 @@ class Answers(NamedTuple):
 def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Trained:
     """Cross-validate on the training rows, fit on all of them, score the test rows once."""
     started = time.perf_counter()
-    X, y = split.X_train, split.y_train
-    answered = [_answer_fold(use_case, candidate, X, y, number) for number in range(FOLDS)]
+    X, y, weights = split.X_train, split.y_train, split.weights
+    answered = [_answer_fold(use_case, candidate, X, y, number, weights) for number in range(FOLDS)]
     folds = [scores(use_case, y[rows], answers.prediction) for rows, answers in answered]
-    pipeline = fit(candidate, use_case, X, y)
+    pipeline = fit(candidate, use_case, X, y, weights)
     metrics = scores(use_case, split.y_test, pipeline.predict(split.X_test))
     for name in folds[0]:
         values = [fold[name] for fold in folds]
@@ -88,10 +89,16 @@ def score_fold(
 
 
 def _answer_fold(
-    use_case: UseCase, candidate: Candidate, X: pd.DataFrame, y: np.ndarray, number: int
+    use_case: UseCase,
+    candidate: Candidate,
+    X: pd.DataFrame,
+    y: np.ndarray,
+    number: int,
+    weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Answers]:
     fit_rows, held_out = list(_folds(use_case).split(X, y))[number]
-    pipeline = fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows])
+    weights = weights if weights is None else weights[fit_rows]
+    pipeline = fit(candidate, use_case, X.iloc[fit_rows], y[fit_rows], weights)
     rows = X.iloc[held_out]
     probabilities = pipeline.predict_proba(rows) if use_case.is_classification else None
     return held_out, Answers(pipeline.predict(rows), probabilities)
@@ -138,14 +145,26 @@ def _folds(use_case: UseCase) -> KFold | StratifiedKFold:
     return kind(n_splits=FOLDS, shuffle=True, random_state=SEED)
 
 
-def fit(candidate: Candidate, use_case: UseCase, X: pd.DataFrame, y: np.ndarray) -> Pipeline:
-    """Fit a candidate's whole pipeline. Raises `TrainingError` if it does not converge."""
+def fit(
+    candidate: Candidate,
+    use_case: UseCase,
+    X: pd.DataFrame,
+    y: np.ndarray,
+    weights: np.ndarray | None = None,
+) -> Pipeline:
+    """Fit a candidate's whole pipeline. Raises `TrainingError` if it does not converge.
+
+    An estimator that knows no weights lets all rows count alike.
+    """
     pipeline = unfitted_pipeline(use_case, candidate)
+    weighed = {}
+    if weights is not None and has_fit_parameter(pipeline[-1], "sample_weight"):
+        weighed[f"{pipeline.steps[-1][0]}__sample_weight"] = weights
     try:
         with warnings.catch_warnings():
             # A model that did not converge is no candidate: better to stop than to compare it.
             warnings.simplefilter("error", ConvergenceWarning)
-            pipeline.fit(X, y)
+            pipeline.fit(X, y, **weighed)
     except ConvergenceWarning as warning:
         raise TrainingError(
             f"{candidate.name} did not converge: {str(warning).splitlines()[0]}",

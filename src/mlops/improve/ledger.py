@@ -25,7 +25,7 @@ from mlops.improve import chain
 UNTRACKED = "pending-"
 """How the id of a run begins that is not in the tracking store yet."""
 
-Action = Literal["train", "promote", "keep", "rollback"]
+Action = Literal["train", "promote", "keep", "rollback", "retrain", "retrained"]
 
 KEPT = {
     "decisions_are_not_changed": "BEFORE UPDATE ON decisions",
@@ -108,6 +108,7 @@ class Version:
 class Decision:
     """One line of the ledger: what was decided, by whom, by which rule, on what evidence.
 
+    "retrain" comes before a retraining, "retrained" after it, with version 0 where there is none.
     The evidence of "promote" and "keep" is what the gates measured; of "train", what the version
     was made of. `previous` is the champion before.
     """
@@ -261,6 +262,26 @@ class Ledger:
         """Write down that a gate kept `version` from becoming champion."""
         with transaction(self._database):
             self._decide("keep", version, previous, reason, evidence, rule, by)
+
+    def write_down(
+        self,
+        action: Literal["retrain", "retrained"],
+        use_case: str,
+        *,
+        reason: str,
+        evidence: Sequence[Mapping[str, Any]],
+        version: int = 0,
+        previous: int | None = None,
+        rule: str = "",
+        by: str = "",
+    ) -> None:
+        """Write down that a retraining is about to begin, or what came of it.
+
+        `version` is 0 where there is none.
+        """
+        about = Version(use_case, version, "", "", "", "")
+        with transaction(self._database):
+            self._decide(action, about, previous, reason, evidence, rule, by)
 
     def decisions(self, use_case: str | None = None) -> list[Decision]:
         """Return the decisions about a use case, or all, oldest first.

@@ -28,11 +28,11 @@ def check(name: str, path: Path, *, settings: Settings | None = None) -> Checked
     use case's own source. Raises `UsageError` for a file that is no table.
     """
     use_case = find(name)
-    ranges, compared = _ranges(use_case, settings or read_settings())
+    ranges, compared = ranges_of(use_case, settings or read_settings())
     return check_table(use_case, path, ranges=ranges, compared=compared)
 
 
-def _ranges(use_case: UseCase, settings: Settings) -> tuple[Ranges, str]:
+def ranges_of(use_case: UseCase, settings: Settings) -> tuple[Ranges, str]:
     if settings.state_database.exists():
         with Ledger(settings.state_database) as ledger:
             champion = ledger.champion(use_case.name)

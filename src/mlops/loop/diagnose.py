@@ -19,12 +19,13 @@ import numpy as np
 
 from mlops import clock
 from mlops.build import figures
-from mlops.build.data import Split, prepare, split, write_whole
+from mlops.build.data import Split, write_whole
 from mlops.build.diagnosis import Answer, Section, learning_curve, sections
 from mlops.build.page import Facts, page
 from mlops.build.training import Trained
 from mlops.errors import DataError, NotTrainedError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.lesson import learnt
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import kept_runs, standings
 from mlops.package.bundle import Bundle, open_bundle
@@ -204,8 +205,8 @@ def _applying(use_case: UseCase) -> list[str]:
 
 def _held_out(use_case: UseCase, bundle: Bundle, settings: Settings) -> Split:
     """Return the split that the bundle was trained with: other rows may be known to the model."""
-    parts = split(use_case, prepare(use_case, settings.data).frame)
-    if parts.fingerprint != bundle.training.get("held_out_fingerprint"):
+    parts = learnt(bundle, use_case, settings)
+    if parts is None:
         raise DataError(
             f"the data of {use_case.name} is not what bundle {bundle.hash[:12]} was trained on, "
             "so its held-out rows are not known",

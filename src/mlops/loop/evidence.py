@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from mlops.build.data import Split, prepare, split
+from mlops.build.growth import field_marks
 from mlops.build.training import scores
 from mlops.errors import BundleError
 from mlops.improve.gates.evidence import Bands, Cost, Evidence, Paired, Proof
 from mlops.improve.ledger import Version
+from mlops.loop.lesson import learnt
 from mlops.package.bundle import MODEL, Bundle, golden_difference, open_bundle
 from mlops.settings import Settings
 from mlops.usecase import UseCase
@@ -34,14 +36,18 @@ def gather(
     Raises `BundleError` if the version's own bundle cannot be opened.
     """
     bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
-    table = prepare(use_case, settings.data)
-    parts = split(use_case, table.frame)
-    now = table.fingerprint, parts.fingerprint
+    mine = learnt(bundle, use_case, settings)
+    parts = mine or split(use_case, prepare(use_case, settings.data).frame)
     other, against = _opened(champion, settings)
     comparable = other
-    if other is not None and not _learnt_from(other) == _learnt_from(bundle) == now:
-        against += " learnt from other data, which may hold these test rows"
-        comparable = None
+    if other is not None:
+        theirs = learnt(other, use_case, settings)
+        new = _new_to_both(mine, theirs) if mine and theirs else None
+        if new is None or new.X_test.empty:
+            against += " learnt from other data, which may hold these test rows"
+            comparable = None
+        else:
+            parts = new
     rows, actual = parts.X_test.to_numpy(dtype=float), parts.y_test
     predicted = bundle.model.run(rows).prediction
     metrics, target = bundle.metrics, use_case.target
@@ -51,7 +57,7 @@ def gather(
         metric=use_case.metric,
         score=metrics["scores"][use_case.metric],
         baseline_score=metrics["baseline"][use_case.metric],
-        measured_score=_score(use_case, actual, predicted) if _learnt_from(bundle) == now else None,
+        measured_score=_score(use_case, bundle, mine) if mine else None,
         golden_difference=golden_difference(bundle),
         proof=_proof(bundle.training),
         losses=_losses(use_case, predicted, actual),
@@ -85,16 +91,24 @@ def _opened(champion: Version | None, settings: Settings) -> tuple[Bundle | None
         return None, f"{name} cannot be opened ({error.message})"
 
 
-def _learnt_from(bundle: Bundle) -> tuple[str | None, str | None]:
-    """Return the fingerprints of the data and of the rows that were kept from training."""
-    known = bundle.training
-    return known.get("data_fingerprint"), known.get("held_out_fingerprint")
+def _new_to_both(mine: Split, theirs: Split) -> Split:
+    """Return a split with those of its test rows that equal no row the other training learnt from.
+
+    If both set the same rows aside, it is all of them.
+    """
+    if mine.fingerprint == theirs.fingerprint:
+        return mine
+    known = set(field_marks(theirs.X_train))
+    new = np.array([mark not in known for mark in field_marks(mine.X_test)], dtype=bool)
+    return dataclasses.replace(mine, X_test=mine.X_test[new], y_test=mine.y_test[new])
 
 
-def _score(use_case: UseCase, actual: np.ndarray, predicted: np.ndarray) -> float:
+def _score(use_case: UseCase, bundle: Bundle, parts: Split) -> float:
+    """Return what a bundle scores now on the rows that its training held out."""
+    predicted = bundle.model.run(parts.X_test.to_numpy(dtype=float)).prediction
     if not np.isfinite(predicted).all():
         return float("nan")
-    return scores(use_case, actual, predicted)[use_case.metric]
+    return scores(use_case, parts.y_test, predicted)[use_case.metric]
 
 
 def _losses(use_case: UseCase, predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:

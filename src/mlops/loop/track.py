@@ -87,13 +87,20 @@ class Recorder:
             track(settings=settings, report=report)
 
     def log_run(self, **stated: Any) -> Run:
-        """Log a run, or keep what `Tracking.log_run` would have been told."""
-        attempt = uuid.uuid4().hex
-        tags = {**stated.pop("tags"), "attempt": attempt}
+        """Log a run, or keep what `Tracking.log_run` would have been told.
+
+        One that is tagged with an attempt that was made before, and died, is logged once.
+        """
+        tags = {"attempt": uuid.uuid4().hex, **stated.pop("tags")}
+        attempt = tags["attempt"]
         started_ms = int(time.time() * 1000)
         if not self._away:
             with self._or_go_on():
-                return self._tracking.log_run(**stated, tags=tags)
+                return self._tracking.finished(
+                    stated["experiment"], attempt
+                ) or self._tracking.log_run(**stated, tags=tags)
+        if (_folder(self._settings) / attempt).exists():
+            return Run(UNTRACKED + attempt, "", started_ms)
         # What will be another one's when it is tracked.
         tags |= {
             "mlflow.user": user(),

@@ -15,12 +15,14 @@ import joblib
 import numpy as np
 
 from mlops import clock
-from mlops.build.data import Split, Table, keep, prepare, split, write_whole
+from mlops.build.data import keep, prepare, split, write_whole
+from mlops.build.growth import Lesson
 from mlops.build.profile import golden_rows, reference_profile, training_order, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
+from mlops.loop.finished import Done, Finished
 from mlops.loop.quality import quality_to_seal
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
@@ -39,7 +41,7 @@ from mlops.track.runs import Run, commit, user
 from mlops.usecase import FOLDS, SEED, TEST_SHARE, Candidate, UseCase
 from mlops.usecases import find
 
-DECIDING = ("data", "pipeline", "profile", "risk", "training")
+DECIDING = ("data", "growth", "pipeline", "profile", "risk", "training")
 """Modules of `build` by which a model becomes what it is."""
 MEASURING = ("estimate", "performance", "quality")
 """Modules of `monitor` by which the quality is measured that is sealed."""
@@ -79,6 +81,8 @@ def train(
     *,
     only: tuple[str, ...] = (),
     from_study: bool = False,
+    lesson: Lesson | None = None,
+    finished: Finished | None = None,
     settings: Settings | None = None,
     report: Report | None = None,
 ) -> Training:
@@ -86,7 +90,8 @@ def train(
 
     Those that are declared `on_demand` are trained only when they are named.
 
-    `from_study` adds what `tune` found best as a candidate `<its candidate>Tuned`.
+    `from_study` adds what `tune` found best as a candidate `<its candidate>Tuned`. What is learnt
+    is the data file, or another `lesson`; candidates that are in `finished` are taken from there.
 
     Writes `models/<Model>.pkl` for each candidate and a bundle for the winner and for those that
     are always registered. Promotes nothing. Without a tracking store it says so and goes on: its
@@ -97,9 +102,11 @@ def train(
     use_case = find(name)
     if not from_study:
         _chosen(use_case, only)  # a name that is wrong is said before anything is written
-    table = prepare(use_case, settings.data)
-    parts = split(use_case, table.frame)
-    keep(table, settings.data)
+    if lesson is None:
+        table = prepare(use_case, settings.data)
+        lesson = Lesson(table, split(use_case, table.frame))
+    parts = lesson.parts
+    keep(lesson.table, settings.data)
     origins: dict[str, dict[str, str]] = {}
     if from_study:
         from mlops.loop.tune import tuned_candidate
@@ -118,15 +125,12 @@ def train(
     with report.steps(f"{name}: training", len(candidates)) as advance:
         for candidate in candidates:
             advance(candidate.name)
-            one = train_candidate(use_case, candidate, parts)
+            origin = origins.get(candidate.name, {})
+            done = _through(recorder, use_case, lesson, candidate, origin, finished, report)
+            one = done.trained
             _write_pickle(one, settings.models)
-            numbers = diagnose(use_case, one, parts, report)
-            files = drawn(use_case, candidate.name, numbers, report)
-            run = _track(
-                recorder, use_case, table, parts, one, files, origins.get(candidate.name, {})
-            )
-            _keep(settings, use_case, table, parts, one, run)
-            runs[candidate.name], diagnoses[candidate.name] = run, numbers
+            _keep(settings, use_case, lesson, one, done.run)
+            runs[candidate.name], diagnoses[candidate.name] = done.run, done.diagnosis
             trained.append(one)
     best = winner(use_case, trained)
     scores_to_beat = baseline(use_case, parts)
@@ -140,20 +144,20 @@ def train(
         for one in sealed:
             advance(one.candidate.name)
             origin = origins.get(one.candidate.name, {})
-            bundle = _seal(use_case, table, parts, one, scores_to_beat, settings, origin)
+            bundle = _seal(use_case, lesson, one, scores_to_beat, settings, origin)
             run = runs[one.candidate.name]
-            why = _why(use_case, table, parts, one, trained, best)
+            why = _why(use_case, lesson, one, trained, best)
             registered.append(
                 recorder.register(ledger, use_case, one.candidate.name, run, bundle, why)
             )
             keep_diagnosis(settings, use_case, bundle, diagnoses[one.candidate.name], report)
-            _keep(settings, use_case, table, parts, one, run, bundle)
+            _keep(settings, use_case, lesson, one, run, bundle)
     return Training(
         use_case=name,
         metric=use_case.metric,
         rows_train=len(parts.X_train),
         rows_test=len(parts.X_test),
-        rows_dropped=table.dropped,
+        rows_dropped=lesson.table.dropped,
         rows_shared=parts.shared_rows,
         baseline=scores_to_beat,
         candidates=tuple(
@@ -173,8 +177,7 @@ def train(
 
 def _why(
     use_case: UseCase,
-    table: Table,
-    parts: Split,
+    lesson: Lesson,
     one: Trained,
     trained: list[Trained],
     best: Trained,
@@ -199,10 +202,10 @@ def _why(
         rule,
         {
             "candidate": one.candidate.name,
-            "data_fingerprint": table.fingerprint,
-            "data_origin": table.origin,
-            "rows_train": len(parts.X_train),
-            "rows_test": len(parts.X_test),
+            "data_fingerprint": lesson.table.fingerprint,
+            "data_origin": lesson.table.origin,
+            "rows_train": len(lesson.parts.X_train),
+            "rows_test": len(lesson.parts.X_test),
             "metric": metric,
             "folds": folds,
         },
@@ -223,16 +226,22 @@ def still_valid(use_case: UseCase, settings: Settings) -> Version | None:
         bundle = open_bundle(settings.bundles / champion.bundle, key=settings.signing_key)
     except BundleError:
         return None
-    table = prepare(use_case, settings.data)
+    made = bundle.training
+    # What grew was learnt from this file if that was its reference, and the rows behind it are its.
+    reference = made.get("reference_fingerprint", made["data_fingerprint"])
+    if reference != prepare(use_case, settings.data).fingerprint:
+        return None
     left = [settings.models / candidate.pickle_name for candidate in use_case.candidates]
     if settings.tracks_locally:
         left.append(settings.home / "mlflow.db")
-    same = bundle.training["recipe"] == recipe(table.fingerprint)
+    same = made["recipe"] == recipe(made["data_fingerprint"], made.get("policy", ""))
     return champion if same and all(path.exists() for path in left) else None
 
 
-def recipe(data_fingerprint: str) -> str:
+def recipe(data_fingerprint: str, policy: str = "") -> str:
     """Return a digest of all that decides a training's result: data, code and libraries.
+
+    `policy` says what rows that came count for, empty where none did.
 
     Figures, reports, checks and comparisons decide nothing: another page is no reason to train.
     """
@@ -246,7 +255,7 @@ def recipe(data_fingerprint: str) -> str:
         *(package / "monitor" / f"{name}.py" for name in MEASURING),
         *sorted((package / "package").glob("*.py")),
     ]
-    digest = hashlib.sha256(data_fingerprint.encode())
+    digest = hashlib.sha256((data_fingerprint + policy).encode())
     for source in sources:
         digest.update(hashlib.sha256(source.read_bytes()).digest())
     digest.update(json.dumps(_libraries(), sort_keys=True).encode())
@@ -264,6 +273,29 @@ def _chosen(use_case: UseCase, only: tuple[str, ...]) -> tuple[Candidate, ...]:
     return tuple(known[name] for name in only) if only else use_case.candidates
 
 
+def _through(
+    recorder: Recorder,
+    use_case: UseCase,
+    lesson: Lesson,
+    candidate: Candidate,
+    origin: dict[str, str],
+    finished: Finished | None,
+    report: Report,
+) -> Done:
+    """Fit, measure, diagnose and track one candidate, unless it is finished already."""
+    done = finished.find(candidate) if finished else None
+    if done is not None:
+        return done
+    tags = {**origin, "attempt": finished.attempt(candidate)} if finished else origin
+    one = train_candidate(use_case, candidate, lesson.parts)
+    numbers = diagnose(use_case, one, lesson.parts, report)
+    files = drawn(use_case, candidate.name, numbers, report)
+    done = Done(one, _track(recorder, use_case, lesson, one, files, tags), numbers)
+    if finished:
+        finished.keep(done)
+    return done
+
+
 def _write_pickle(one: Trained, folder: Path) -> None:
     path = folder / one.candidate.pickle_name
     write_whole(path, lambda file: joblib.dump(one.pipeline, file))
@@ -272,12 +304,12 @@ def _write_pickle(one: Trained, folder: Path) -> None:
 def _track(
     recorder: Recorder,
     use_case: UseCase,
-    table: Table,
-    parts: Split,
+    lesson: Lesson,
     one: Trained,
     files: dict[str, bytes],
-    origin: dict[str, str],
+    tags: dict[str, str],
 ) -> Run:
+    table, parts = lesson.table, lesson.parts
     return recorder.log_run(
         experiment=use_case.name,
         candidate=one.candidate.name,
@@ -297,11 +329,13 @@ def _track(
             "test_share": TEST_SHARE,
             "rows_train": len(parts.X_train),
             "rows_test": len(parts.X_test),
+            **lesson.stated,
         },
         tags={
             "use_case": use_case.name,
             "held_out_fingerprint": parts.fingerprint,
-            **origin,
+            **lesson.told,
+            **tags,
         },
     )
 
@@ -309,8 +343,7 @@ def _track(
 def _keep(
     settings: Settings,
     use_case: UseCase,
-    table: Table,
-    parts: Split,
+    lesson: Lesson,
     one: Trained,
     run: Run,
     bundle: str = "",
@@ -324,8 +357,8 @@ def _keep(
         "metrics": {**one.metrics, "train_seconds": one.seconds},
         "tags": {
             "use_case": use_case.name,
-            "data_fingerprint": table.fingerprint,
-            "held_out_fingerprint": parts.fingerprint,
+            "data_fingerprint": lesson.table.fingerprint,
+            "held_out_fingerprint": lesson.parts.fingerprint,
             **({"bundle": bundle} if bundle else {}),
         },
         "commit": commit(settings.home),
@@ -336,14 +369,14 @@ def _keep(
 
 def _seal(
     use_case: UseCase,
-    table: Table,
-    parts: Split,
+    lesson: Lesson,
     one: Trained,
     scores_to_beat: dict[str, float],
     settings: Settings,
     origin: dict[str, str],
 ) -> str:
     """Export exactly, prove it on every row and beside every threshold, and seal."""
+    parts = lesson.parts
     graph = to_onnx(one.pipeline, use_case.fields, use_case.target.labels)
     model = OnnxModel(graph)
     rows = parts.X_train.to_numpy(dtype=float)
@@ -372,7 +405,7 @@ def _seal(
             "baseline": scores_to_beat,
             "quality": quality_to_seal(use_case, parts, one),
         },
-        "training": _training(use_case, table, parts, one, parity),
+        "training": _training(lesson, one, parity),
         "explanation": explanation_document(
             one.pipeline, model, rows, parts.X_test.to_numpy(dtype=float)
         ),
@@ -382,7 +415,8 @@ def _seal(
         "commit": commit(settings.home),
         "user": user(),
         "seconds": one.seconds,
-        "data_origin": table.origin,
+        "data_origin": lesson.table.origin,
+        **lesson.told,
         **origin,
     }
     return seal(
@@ -429,11 +463,10 @@ def _signature(use_case: UseCase, ranges: dict[str, list[float]]) -> dict[str, A
     }
 
 
-def _training(
-    use_case: UseCase, table: Table, parts: Split, one: Trained, parity: Parity
-) -> dict[str, Any]:
+def _training(lesson: Lesson, one: Trained, parity: Parity) -> dict[str, Any]:
+    table, parts = lesson.table, lesson.parts
     return {
-        "recipe": recipe(table.fingerprint),
+        "recipe": recipe(table.fingerprint, str(lesson.stated.get("policy", ""))),
         "data_fingerprint": table.fingerprint,
         "candidate": one.candidate.name,
         "model_class": type(one.pipeline[-1]).__name__,
@@ -445,6 +478,7 @@ def _training(
         "rows_dropped": table.dropped,
         "rows_shared": parts.shared_rows,
         "held_out_fingerprint": parts.fingerprint,
+        **lesson.stated,
         "parity": dataclasses.asdict(parity),
         "libraries": _libraries(),
     }

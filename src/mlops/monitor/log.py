@@ -434,6 +434,23 @@ class PredictionLog:
                 yield [Prediction(*row) for row in read]
             advance(min(1, (start + PAGE_ROWS - first) / (last - first)))
 
+    def truths(self, since: str | None = None) -> Iterator[tuple[str, float | str]]:
+        """Yield the inputs (JSON) and the actual value of each prediction whose truth has come.
+
+        In order of id, of predictions from `since` on.
+        """
+        for page in self.pages(since):
+            ids = json.dumps([row.prediction_id for row in page])
+            read = self._read(
+                """SELECT prediction_id, actual FROM truths
+                WHERE prediction_id IN (SELECT value FROM json_each(?))""",
+                (ids,),
+            )
+            actual = dict(read)
+            for row in page:
+                if row.prediction_id in actual:
+                    yield row.inputs, actual[row.prediction_id]
+
     def prune(self, *, before: str | None = None, largest: int | None = None) -> int:
         """Delete up to `PRUNED_ROWS` of the oldest rows, refused requests too; return how many.
 

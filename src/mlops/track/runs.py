@@ -207,7 +207,8 @@ class Tracking:
             ):
                 models = run.outputs.model_outputs if run.outputs else []
                 if whole is None and run.info.status == "FINISHED" and models:
-                    whole = Run(run.info.run_id, f"models:/{models[0].model_id}")
+                    uri = f"models:/{models[0].model_id}"
+                    whole = Run(run.info.run_id, uri, run.info.start_time)
                 else:
                     self.client.delete_run(run.info.run_id)
             return whole

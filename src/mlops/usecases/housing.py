@@ -276,4 +276,9 @@ HOUSING = UseCase(
             },
         ),
     ),
+    derived=(
+        Ratio("AveRooms", "total_rooms", "households", "rooms a household"),
+        Ratio("AveBedrms", "total_bedrooms", "households", "bedrooms a household"),
+        Ratio("AveOccup", "Population", "households", "people a household"),
+    ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import alerts, drift, explaining, improve, quality, story
+from mlops.verbs import alerts, drift, explaining, improve, quality, retraining, story
 
 __all__ = ["COMMANDS"]
 
@@ -20,4 +20,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     **alerts.COMMANDS,
     **improve.COMMANDS,
     **story.COMMANDS,
+    **retraining.COMMANDS,
 }
