@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import copy_project, environment, start_server
 
-# A schema cannot say that a tensor needs as many numbers as its shape has places: there, and only
+# A schema cannot say that a tensor needs as many numbers as its shape has places, nor at the root
+# which use case an id belongs to, and so whether its truth is a number or a label: there, and only
 # there, good data may be refused. The rest of each list is the tool's own.
 CONFIGURATION = """
 request-timeout = 100.0
@@ -27,6 +28,11 @@ request-timeout = 100.0
 include-path-regex = "/infer$"
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "401", "403", "404", "409", "5xx"]
+
+[[operations]]
+include-path-regex = "^/feedback$"
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "401", "403", "404", "409", "422", "5xx"]
 """
 
 # A key that comes again with other inputs is refused, as it should be: here each comes once. And a

@@ -12,6 +12,8 @@ from mlops.usecases.iris import IRIS
 
 FLOWER = dict(IRIS.examples["setosa"])
 PART = 2_000
+WARMING = 6
+"""Parts before memory is looked at: after 12,000 requests every pool has had its largest use."""
 MOST_PER_MILLION = 50e6
 NOISE = 4e6
 """Bytes by which memory varies between two looks whatever was sent: pages of the allocator."""
@@ -40,7 +42,7 @@ def growth(world: World, requests: int = 20_000) -> Found:
         time.sleep(0.5)  # connections that we closed are closed there too
         return process.memory_info().rss, process.num_fds(), process.num_threads()
 
-    for number in range(2):
+    for number in range(WARMING):
         send(number + 1)
     first = look()
     sent = 0

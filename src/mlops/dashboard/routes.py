@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from mlops.dashboard.overview import Seen, overview
 from mlops.dashboard.pages import add_pages
@@ -64,17 +65,26 @@ class PredictionsAnswer(BaseModel):
 
 
 def _utc(moment: datetime.datetime) -> datetime.datetime:
-    """Take a moment without a zone as UTC, and refuse one at which time zones leave the calendar.
+    """Take a moment without a zone as UTC.
 
-    The moment of the log is written with 32 characters, from year 1 to 9999.
+    Nothing was logged before 1970, nor will be after 9999, where time zones leave the calendar: a
+    moment out there is taken as the nearest one that the log could write.
     """
-    if not EARLIEST <= moment.replace(tzinfo=None) <= LATEST:
-        raise ValueError("must lie between 1970 and 9999")
+    named = moment.replace(tzinfo=None)
+    if not EARLIEST <= named <= LATEST:
+        return (EARLIEST if named < EARLIEST else LATEST).replace(tzinfo=datetime.UTC)
     zoned = moment.replace(tzinfo=moment.tzinfo or datetime.UTC)
     return zoned.astimezone(datetime.UTC)
 
 
-Moment = Annotated[datetime.datetime, AfterValidator(_utc)]
+def _dated(text: str) -> str:
+    """Refuse a bare number, which pydantic would take for seconds since 1970."""
+    if not re.match(r"\d{4}-\d\d-\d\d", text):
+        raise ValueError("must be a moment like 2026-11-01T12:00:00Z")
+    return text
+
+
+Moment = Annotated[datetime.datetime, BeforeValidator(_dated), AfterValidator(_utc)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 

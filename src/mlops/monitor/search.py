@@ -76,10 +76,10 @@ def search(connection: apsw.Connection, table: str, query: Query) -> Found:
             max(ifnull((SELECT min(id) FROM {table}), 1),
                 CASE WHEN :since IS NULL THEN 0 ELSE ifnull(
                     (SELECT min(first_id) FROM hours WHERE hour >= substr(:since, 1, 13)),
-                    (SELECT max(id) + 1 FROM {table})) END,
+                    (SELECT ifnull(max(id), 0) + 1 FROM {table})) END,
                 CASE WHEN :version IS NULL THEN 0 ELSE ifnull(
                     (SELECT first_id FROM versions WHERE model_version = :version),
-                    (SELECT max(id) + 1 FROM {table})) END),
+                    (SELECT ifnull(max(id), 0) + 1 FROM {table})) END),
             min(ifnull((SELECT max(id) FROM {table}), 0),
                 CASE WHEN :until IS NULL THEN 9e18 ELSE ifnull(
                     (SELECT min(first_id) - 1 FROM hours WHERE hour > substr(:until, 1, 13)), 9e18)
