@@ -105,6 +105,10 @@ CLASSIFIERS = {
 }
 
 
+ENSEMBLES = ("average", "weighted average", "stack", "soft votes")
+"""How the names of those begin that are made of other families."""
+
+
 def table(use_case: UseCase) -> tuple[np.ndarray, np.ndarray]:
     """At most 2,000 rows of request fields, and their targets (class numbers for labels)."""
     return _table(use_case.name)

@@ -19,7 +19,7 @@ import joblib
 import numpy as np
 import pytest
 from conftest import Server
-from families import FAMILIES, family
+from families import ENSEMBLES, FAMILIES, family
 from test_bundle import rewrite
 
 from mlops import cli
@@ -169,10 +169,8 @@ def test_every_family_that_can_be_served_can_be_explained(kind: str, name: str) 
         "discriminant": "coalitions",
     }.get(name.removesuffix(", scaled"))
     boosted = kind != "regression" and name in {"histogram boosting", "lightgbm"}
-    by_logarithm = name.endswith("of a logarithm")
-    assert found["method"] == (
-        expected or ("coalitions" if boosted or by_logarithm else "tree_paths")
-    )
+    other = boosted or name.endswith("of a logarithm") or name.startswith(ENSEMBLES)
+    assert found["method"] == (expected or ("coalitions" if other else "tree_paths"))
 
 
 @pytest.mark.parametrize("name", ["tree", "tree, scaled", "forest", "lightgbm"])

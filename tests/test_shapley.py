@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from families import REGRESSORS, family, fitted
+from families import ENSEMBLES, REGRESSORS, family, fitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightgbm import LGBMRegressor
@@ -153,7 +153,12 @@ def test_they_are_lightgbms_own(name: str) -> None:
     assert len(use_case.inputs) == 8
 
 
-TREES = [n for n in REGRESSORS if "tree" in n or "forest" in n or n == "histogram boosting"]
+TREES = [
+    name
+    for name in REGRESSORS
+    if ("tree" in name or "forest" in name or name == "histogram boosting")
+    and not name.startswith(ENSEMBLES)
+]
 
 
 @pytest.mark.parametrize("name", TREES)
