@@ -442,3 +442,17 @@ def test_models_whose_runs_are_gone_are_not_taken_for_valid(tmp_path, monkeypatc
 
     assert looked == [False, False]
     assert store.exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALERT_URLS", "json://127.0.0.1:1/"), ("DRIFT_EVERY", "2h"), ("WORKERS", "2")]
+    + [("PREDICTIONS_DURABILITY", "crash"), ("BUNDLE_SIGNING_KEY", "k" * 32)],
+)
+def test_up_again_with_another_setting_starts_the_server_again(variable: str, value: str):
+    server, another = (
+        services.specs(read_settings(**settings))[0] for settings in ({}, {variable: value})
+    )
+    assert another.environment[variable] == value
+    assert another.recipe != server.recipe
+    assert another.recipe == services.specs(read_settings(**{variable: value}))[0].recipe

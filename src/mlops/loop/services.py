@@ -83,18 +83,10 @@ def specs(settings: Settings) -> list[Spec]:
             "/health/live",
             "PORT",
             {
+                **_stated(settings),
                 "MLOPS_HOME": home,
                 "MLOPS_MODELS": str(settings.models.resolve()),
                 "USE_CASES": "",  # `up` asks all of them
-                "MLOPS_HOST": settings.host,
-                "PORT": str(settings.port),
-                "PREDICTIONS_DURABILITY": settings.durability,
-                "RATE_LIMIT": settings.rate_limit,
-                "TRUSTED_PROXIES": settings.trusted_proxies,
-                "LARGEST_BODY": str(settings.largest_body),
-                "SECONDS_TO_RECEIVE": str(settings.seconds_to_receive),
-                "MAX_CONNECTIONS": str(settings.max_connections),
-                "MAX_WAITING": str(settings.max_waiting),
             },
             Path(__file__).parents[1],
         )
@@ -121,6 +113,15 @@ def specs(settings: Settings) -> list[Spec]:
             )
         )
     return found
+
+
+def _stated(settings: Settings) -> dict[str, str]:
+    """Return all settings as the environment has them: what changes one restarts the server."""
+    values = {
+        str(field.validation_alias): getattr(settings, name)
+        for name, field in Settings.model_fields.items()
+    }
+    return {name: str(value) for name, value in values.items() if value not in {None, ""}}
 
 
 def check_ports(settings: Settings) -> None:
