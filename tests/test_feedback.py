@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import tiny
 from conftest import Server, copy_project, mlops, start_server
+from kept import query
 
 from mlops.build.data import prepare, split
 from mlops.deploy.feedback import LARGEST_BATCH, actual_value
@@ -20,6 +21,7 @@ from mlops.loop.performance import judge, measure_of
 from mlops.loop.serve import open_log
 from mlops.records import Attached
 from mlops.settings import read_settings
+from mlops.usecases import USE_CASES
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
 
@@ -337,3 +339,26 @@ def test_a_file_that_is_no_table_of_truths_is_refused(answered, tmp_path):
         assert says in done.stderr
     done = mlops("feedback", "housing", str(tmp_path / "none.csv"), home=home, check=False)
     assert "cannot be read" in done.stderr
+
+
+def test_a_file_without_a_use_case_finds_each_predictions_own(home: Path, serve, tmp_path: Path):
+    server = serve()
+    ids = {
+        name: server.request(f"/{name}/predict", next(iter(USE_CASES[name].examples.values())))[1][
+            "prediction_id"
+        ]
+        for name in ("housing", "iris")
+    }
+    path = tmp_path / "truth.csv"
+    lines = [f"{ids['iris']},virginica", f"{ids['housing']},2.5", "nobody's,1", f"{ids['iris']},9"]
+    path.write_text("\n".join(["prediction_id,actual", *lines, ""]))
+    done = mlops("feedback", str(path), "--json", home=home, check=False)
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["lines"], found["attached"], found["already"]) == (4, 2, 0)
+    assert [(one["line"], one["kind"]) for one in found["left"]] == [(4, "unknown"), (5, "invalid")]
+    for name, actual in (("iris", "virginica"), ("housing", 2.5)):
+        [row] = query(home, "SELECT actual FROM truths", name)
+        assert row["actual"] == actual
+    done = mlops("feedback", "a", "b", "c", home=home, check=False)
+    assert (done.returncode, "3 words are too many" in done.stderr) == (2, True)

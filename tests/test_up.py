@@ -446,8 +446,13 @@ def test_models_whose_runs_are_gone_are_not_taken_for_valid(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("ALERT_URLS", "json://127.0.0.1:1/"), ("DRIFT_EVERY", "2h"), ("WORKERS", "2")]
-    + [("PREDICTIONS_DURABILITY", "crash"), ("BUNDLE_SIGNING_KEY", "k" * 32)],
+    [
+        ("ALERT_URLS", "json://127.0.0.1:1/"),
+        ("BUNDLE_SIGNING_KEY", "k" * 32),
+        ("DRIFT_EVERY", "2h"),
+        ("PREDICTIONS_DURABILITY", "crash"),
+        ("WORKERS", "2"),
+    ],
 )
 def test_up_again_with_another_setting_starts_the_server_again(variable: str, value: str):
     server, another = (

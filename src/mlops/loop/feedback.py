@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlops.deploy.feedback import ITEM, actual_value
 from mlops.errors import DataError, NotTrainedError
 from mlops.loop.performance import WINDOW, look, measure_of
 from mlops.loop.report import Report, Silent
 from mlops.loop.serve import has_log, open_log
+from mlops.monitor.log import PredictionLog
+from mlops.monitor.truths import Measure
 from mlops.settings import Settings, read_settings
 from mlops.usecase import UseCase
-from mlops.usecases import find
+from mlops.usecases import USE_CASES, find
 
 PAGE = 5_000
 """Lines that are attached in one transaction."""
@@ -23,8 +25,16 @@ PAGE = 5_000
 Line = tuple[int, str, str]
 
 
+class _Open(NamedTuple):
+    """A use case whose log is open for truths."""
+
+    use_case: UseCase
+    log: PredictionLog
+    measure: Measure
+
+
 def feedback(
-    name: str,
+    name: str | None,
     path: Path,
     *,
     settings: Settings | None = None,
@@ -32,39 +42,71 @@ def feedback(
 ) -> dict[str, Any]:
     """Attach the truths of a CSV file with the columns prediction_id and actual.
 
+    They are those of one use case, or without a name each of the one whose prediction it is of.
     Every line stands for itself. Those that are not attached are named by their number, with the
     reason, in `left`; once that is mended, the whole file can be given again.
 
     Raises `DataError` if the file is no such table, `NotTrainedError` without a log.
     """
     settings, report = settings or read_settings(), report or Silent()
-    use_case = find(name)
-    _check_log(use_case, settings)
+    use_cases = (
+        [find(name)] if name else [one for one in USE_CASES.values() if has_log(one, settings)]
+    )
+    if not use_cases:
+        raise NotTrainedError("nothing was answered here yet", "start it with: mlops up")
+    for use_case in use_cases:
+        _check_log(use_case, settings)
     result: dict[str, Any] = {"use_case": name, "path": str(path), "lines": 0}
     result |= {"attached": 0, "already": 0, "left": []}
-    measure = measure_of(use_case, settings)
     pages = -(-_count(path) // PAGE)
-    with (
-        contextlib.closing(open_log(use_case, settings)) as log,
-        report.steps(f"{name}: truths", pages) as advance,
-    ):
+    with contextlib.ExitStack() as stack, report.steps("truths", pages) as advance:
+        there = [
+            _Open(
+                one,
+                stack.enter_context(contextlib.closing(open_log(one, settings))),
+                measure_of(one, settings),
+            )
+            for one in use_cases
+        ]
         for page in _pages(path):
             advance(f"from line {page[0][0]:,}")
             result["lines"] += len(page)
-            pairs, numbers, left = _read(use_case, page)
-            attached = log.attach(pairs, measure)
-            result["attached"] += attached.attached
-            result["already"] += attached.already
-            unknown = set(attached.unknown)
-            contradicted = {(one.prediction_id, one.sent): one for one in attached.conflicts}
-            for number, pair in zip(numbers, pairs, strict=True):
-                if pair[0] in unknown:
-                    left.append(_left(number, pair[0], "unknown", "is not in the log"))
-                elif conflict := contradicted.get(pair):
-                    says = f"has the truth {conflict.attached!r} already, and it stays"
-                    left.append(_left(number, pair[0], "conflict", says))
+            left = []
+            for place, lines in _shares(there, page):
+                left += _attach(place, lines, result)
             result["left"] += sorted(left, key=lambda one: one["line"])
     return result
+
+
+def _shares(there: Sequence[_Open], page: list[Line]) -> Iterator[tuple[_Open | None, list[Line]]]:
+    """Yield each use case with its lines; last, with none, those that nobody knows."""
+    if len(there) == 1:
+        yield there[0], page
+        return
+    for one in there:
+        known = set(one.log.find_all([prediction_id for _, prediction_id, _ in page]))
+        yield one, [line for line in page if line[1] in known]
+        page = [line for line in page if line[1] not in known]
+    yield None, page
+
+
+def _attach(place: _Open | None, lines: list[Line], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Attach lines and count them; return those that are left over."""
+    if place is None:
+        return [_left(number, one, "unknown", "is in no log") for number, one, _ in lines]
+    pairs, numbers, left = _read(place.use_case, lines)
+    attached = place.log.attach(pairs, place.measure)
+    result["attached"] += attached.attached
+    result["already"] += attached.already
+    unknown = set(attached.unknown)
+    contradicted = {(one.prediction_id, one.sent): one for one in attached.conflicts}
+    for number, pair in zip(numbers, pairs, strict=True):
+        if pair[0] in unknown:
+            left.append(_left(number, pair[0], "unknown", "is not in the log"))
+        elif conflict := contradicted.get(pair):
+            says = f"has the truth {conflict.attached!r} already, and it stays"
+            left.append(_left(number, pair[0], "conflict", says))
+    return left
 
 
 def performance(

@@ -18,20 +18,28 @@ Score = Mapping[str, Any]
 
 
 def feedback(
-    use_case: UseCaseName,
-    path: Annotated[Path, typer.Argument(metavar="TRUTH.CSV", help="prediction_id,actual")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[USE_CASE] TRUTH.CSV", help="A file with the columns prediction_id and actual"
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Attach actual values to predictions: once, late, in any order, also while it serves.
 
-    Each line stands for itself: what is right is attached, all else is named by its line. The
-    whole file can be given again. Exit code 1 if any line was left over.
+    Without a use case, each goes to the one whose prediction it is of. Each line stands for
+    itself: what is right is attached, all else is named by its line. The whole file can be given
+    again. Exit code 1 if any line was left over.
 
-    Example: `mlops feedback housing truth.csv`
+    Examples: `mlops feedback truth.csv` · `mlops feedback housing truth.csv`
     """
     from mlops.loop.feedback import feedback as run
 
-    result = run(use_case, path, report=progress())
+    if len(words) > 2:
+        raise UsageError(f"{len(words)} words are too many", "give a use case and one file")
+    use_case = words[0] if len(words) == 2 else None
+    result = run(use_case, Path(words[-1]), report=progress())
     print_result(result, as_json, lambda: _draw_feedback(result))
     if result["left"]:
         raise typer.Exit(1)
