@@ -61,7 +61,7 @@ retrain: ## retrain what needs it (USE_CASE=housing REASON="why" does so without
 
 test: ## run the fast tests (ARGS="-k drift" adds options of pytest)
 	@$(SETUP) dev
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: ## run the slow tests: timed, privileged, from a bare clone
 	@$(SETUP) dev

@@ -38,7 +38,6 @@ HOUSE = (
 FLOWER = b'{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}'
 EXAMPLES = {"housing": HOUSE, "iris": FLOWER}
 CODE = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
-pytestmark = pytest.mark.xdist_group("api")
 
 PAGES = {"/docs", "/redoc", "/openapi.json"}
 

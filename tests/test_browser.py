@@ -27,7 +27,7 @@ from mlops.records import Submission
 from mlops.settings import read_settings
 from mlops.usecases.housing import HOUSING
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.slow]
 
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 PAGES = {

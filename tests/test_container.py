@@ -79,7 +79,6 @@ exec chroot "$root" /usr/bin/setpriv --reuid "${user%:*}" --regid "${user#*:}" -
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1500),
-    pytest.mark.xdist_group("container"),
     pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux"),
 ]
 

@@ -28,8 +28,6 @@ from mlops.usecases import USE_CASES
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
 
-pytestmark = pytest.mark.xdist_group("entry points")
-
 CALIFORNIA = {  # scikit-learn's names
     "MedInc", "HouseAge", "AveRooms", "AveBedrms", "Population", "AveOccup", "Latitude",
     "Longitude", "MedHouseVal",

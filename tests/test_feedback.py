@@ -25,7 +25,6 @@ from mlops.usecases import USE_CASES
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
 
-pytestmark = pytest.mark.xdist_group("feedback")
 Item = dict[str, Any]
 
 

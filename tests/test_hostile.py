@@ -29,8 +29,6 @@ from mlops.usecases.iris import IRIS
 GOOD = dict(next(iter(HOUSING.examples.values())))
 DEPTH = 1_000_000
 
-pytestmark = pytest.mark.xdist_group("hostile")
-
 
 @pytest.fixture(scope="module")
 def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

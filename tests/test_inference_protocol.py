@@ -29,8 +29,6 @@ FLOWERS = np.array([list(example.values()) for example in IRIS.examples.values()
 ROWS = {"housing": HOUSES, "iris": FLOWERS}
 USE_CASES = {"housing": HOUSING, "iris": IRIS}
 
-pytestmark = pytest.mark.xdist_group("inference_protocol")
-
 
 @pytest.fixture(scope="module")
 def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

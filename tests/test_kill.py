@@ -23,8 +23,6 @@ from traffic import Reply, Traffic, post
 
 from mlops.usecases.housing import HOUSING
 
-pytestmark = pytest.mark.xdist_group("kill")
-
 KILLS = 20
 CONNECTIONS = 16
 REQUESTS = 3_000

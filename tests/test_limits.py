@@ -27,8 +27,6 @@ FLOWER = json.dumps(IRIS.examples["setosa"]).encode()
 GOOD = post("/iris/predict", FLOWER)
 SECONDS = 2
 
-pytestmark = pytest.mark.xdist_group("limits")
-
 
 @pytest.fixture(scope="module")
 def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

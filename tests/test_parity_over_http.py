@@ -28,8 +28,6 @@ from mlops.usecase import UseCase
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
 
-pytestmark = pytest.mark.xdist_group("parity over http")
-
 BATCHES = (2, 7, 100, 1000)
 SAME_SCORE = 1e-6
 SAME_ANSWER = 1e-9

@@ -27,7 +27,6 @@ from mlops.loop.up import up
 from mlops.settings import Settings, read_settings
 
 pytestmark = [
-    pytest.mark.xdist_group("up"),
     pytest.mark.timeout(300),
     # A service is left running on purpose.
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),

@@ -28,7 +28,7 @@ DATA = {
     ),
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = [pytest.mark.slow]
 
 
 def build(folder: Path) -> Path:
