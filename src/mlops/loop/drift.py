@@ -10,7 +10,7 @@ import numpy as np
 
 from mlops import clock
 from mlops.build.data import write_whole
-from mlops.build.page import STYLE
+from mlops.build.sheet import sheet
 from mlops.errors import MlopsError, NotTrainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.report import Report, Silent
@@ -72,7 +72,7 @@ def drift(
         )
     path = to or settings.models / "reports" / f"{name}-drift.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = page(use_case, found, style=STYLE)
+    text = page(use_case, found, sheet=sheet)
     write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
     return found, path
 

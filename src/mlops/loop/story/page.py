@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlops.build.page import STYLE
+from mlops.build.sheet import sheet
 from mlops.loop.story.chapters import DAY, Day, Story
 
 if TYPE_CHECKING:
@@ -33,20 +33,7 @@ svg .band { fill: var(--blue); opacity: .18; }
 def page(told: Told, story: Story, names: Sequence[str]) -> str:
     """Return the page as HTML text."""
     state = f"ended at “{told.failed}”" if told.failed else "came true from beginning to end"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>The story of {_text(story.use_case.name)}</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}{MORE_STYLE}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <p class="kind">Story · {_text(story.use_case.title)}</p>
 <h1>{told.simulated_days:.0f} days in {told.seconds:.0f} seconds</h1>
 <p class="lead">The story {_text(state)}.</p>
@@ -59,10 +46,8 @@ def page(told: Told, story: Story, names: Sequence[str]) -> str:
 <section aria-labelledby="drawn"><h2 id="drawn">Day by day</h2>
 <div class="figures">{_traffic(story.days)}{_quality(story)}</div></section>
 </main>
-<footer>Written by <code>mlops story</code>, seed {story.seed}</footer>
-</body>
-</html>
-"""
+<footer>Written by <code>mlops story</code>, seed {story.seed}</footer>"""
+    return sheet(f"The story of {story.use_case.name}", body, MORE_STYLE)
 
 
 def _chapters(told: Told, names: Sequence[str]) -> Iterable[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlops.monitor.drift.assessment import TRAFFIC
@@ -37,8 +37,8 @@ HOW = (
 )
 
 
-def page(use_case: UseCase, drift: Drift, *, style: str) -> str:
-    """Return the page as HTML text; `style` is the house's style sheet."""
+def page(use_case: UseCase, drift: Drift, *, sheet: Callable[[str, str, str], str]) -> str:
+    """Return the page as HTML text; `sheet` makes one of title, body and more style."""
     name = f"{use_case.title}: drift of {drift.window}"
     of = f"version {drift.version}" if drift.version is not None else "no version"
     trained = f", trained on {drift.training_rows:,} rows" if drift.training_rows else ""
@@ -51,20 +51,7 @@ def page(use_case: UseCase, drift: Drift, *, style: str) -> str:
 {_alarms(shown)}{_table(shown)}</section>
 <section aria-labelledby="shapes"><h2 id="shapes">Training (grey) and window (line)</h2>
 <div class="figures">{figures}</div></section>""" * bool(shown)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{_text(name)}</title>
-<link rel="icon" href="data:,">
-<style>{style}{MORE_STYLE}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <p class="kind">Drift report · {_text(of)}{_text(trained)}</p>
 <h1>{_text(name)}</h1>
 <p class="lead"><span class="badge {_class(drift.verdict)}">{drift.verdict}</span>
@@ -77,10 +64,8 @@ def page(use_case: UseCase, drift: Drift, *, style: str) -> str:
 <p class="note">{HOW}</p></section>
 </main>
 <footer>Looked {_text(drift.at[:19].replace("T", " "))} UTC at {drift.rows:,} rows, with
- {_text(drift.budget)}; bundle <code>{_text(drift.bundle or "none")}</code></footer>
-</body>
-</html>
-"""
+ {_text(drift.budget)}; bundle <code>{_text(drift.bundle or "none")}</code></footer>"""
+    return sheet(name, body, MORE_STYLE)
 
 
 def _alarms(findings: Sequence[Finding]) -> str:
