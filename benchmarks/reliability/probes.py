@@ -13,6 +13,8 @@ from mlops.usecases.housing import HOUSING
 CLIENTS = 64
 ROWS = 200
 HERTZ = 10
+BATCHES_A_SECOND = 1_000
+"""More than any server answers: there must be too much to do until the end."""
 
 
 def probes(world: World, seconds: int = 5) -> Found:
@@ -20,7 +22,7 @@ def probes(world: World, seconds: int = 5) -> Found:
     server = world.start(world.home(), "housing")
     house = dict(next(iter(HOUSING.examples.values())))
     batch = post("/predict/batch", {"instances": [house] * ROWS})
-    traffic = Traffic(server.port, [batch] * 200 * (seconds + 5))
+    traffic = Traffic(server.port, [batch] * BATCHES_A_SECOND * (seconds + 5))
     load = threading.Thread(target=traffic.run, args=(CLIENTS,))
     load.start()
     took, ill = [], 0
