@@ -127,14 +127,14 @@ def test_minutes_have_their_requests_errors_and_times_and_end_with_the_last_whol
     now = int(time.time())
     minute = now // 60 * 60 - 180
     log = open_log(tmp_path)
-    moment = metrics.utc(minute + 5).replace("+00:00", ".000000+00:00")
+    moment = clock.iso(minute + 5).replace("+00:00", ".000000+00:00")
     refused = failure()._replace(timestamp=moment)
     log.append([one(number, timestamp=moment) for number in range(4)], [refused])
     log.append([one("this minute", timestamp=clock.stamp())], timings=[(1, 200, 0.02, True)] * 3)
     minutes = log.minutes()
     assert len(minutes) == 60
     [busy] = [each for each in minutes if each["requests"]]
-    assert (busy["start"], busy["requests"], busy["errors"]) == (metrics.utc(minute), 5, 1)
+    assert (busy["start"], busy["requests"], busy["errors"]) == (clock.iso(minute), 5, 1)
     assert busy["p95"] is None
     with log._reading() as connection:
         later = metrics.minutes(connection, now + 60)

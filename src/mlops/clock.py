@@ -36,6 +36,16 @@ def stamp() -> str:
     return utc().isoformat(timespec="microseconds")
 
 
+def seconds_of(timestamp: str) -> float:
+    """Return an ISO 8601 timestamp as unix seconds."""
+    return datetime.datetime.fromisoformat(timestamp).timestamp()
+
+
+def iso(seconds: float) -> str:
+    """Return unix seconds as ISO 8601 in UTC, to the second."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
 def pause(seconds: float) -> float:
     """Return how long to wait before looking again: less where a story lets time fly."""
     return seconds if _kept is None else seconds / 30

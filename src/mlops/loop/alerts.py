@@ -7,7 +7,6 @@ tell   messages that are due → the channels → the book: sent, or tried again
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import shutil
 import threading
@@ -155,7 +154,7 @@ class Lookout:
             champion = self._ledger.champion(name)
             active = self._book.active(name)
         try:
-            last = next((unix(row.timestamp) for row in its.rows(1)), None)
+            last = next((clock.seconds_of(row.timestamp) for row in its.rows(1)), None)
             behind, findings = its.lines_behind(), tuple(its.findings())
         except LogUnavailableError:
             last, behind, findings = None, None, ()
@@ -163,7 +162,7 @@ class Lookout:
             disk_free=free_share(its.path.parent),
             log_lines_behind=behind,
             last_prediction=last,
-            champion_registered=unix(champion.registered_utc) if champion else None,
+            champion_registered=clock.seconds_of(champion.registered_utc) if champion else None,
             findings=findings,
             active={rule.name: rule.name in active for rule in RULES},
         )
@@ -264,7 +263,7 @@ def listing(book: AlertBook, names: Sequence[str], channels: Sequence[Channel]) 
         "open": [_shown(one, book, known) for one in reversed(opened)],
         "ended": [_shown(one, book, known) for one in reversed(ended)],
         "channels": [_channel(one, book) for one in channels],
-        "checked": utc(min(max(looks), now)) if looks else None,
+        "checked": clock.iso(min(max(looks), now)) if looks else None,
     }
 
 
@@ -272,7 +271,9 @@ def note(message: Message, channel: Channel) -> Note:
     """Return what a channel is told."""
     alert, ended = message.alert, message.event == "ended"
     what = f"{alert.use_case}: {alert.rule.replace('_', ' ')}"
-    span = f"From {utc(alert.since)}" + (f" to {utc(alert.ended)}" if alert.ended else "")
+    span = f"From {clock.iso(alert.since)}" + (
+        f" to {clock.iso(alert.ended)}" if alert.ended else ""
+    )
     return Note(
         channel.url,
         f"{'Ended' if ended else alert.severity.capitalize()}: {what}",
@@ -290,16 +291,6 @@ def free_share(folder: Path) -> float | None:
     return space.free / space.total if space.total else None
 
 
-def unix(timestamp: str) -> float:
-    return datetime.datetime.fromisoformat(timestamp).timestamp()
-
-
-def utc(seconds: float) -> str:
-    """Return unix seconds as ISO 8601, to the second."""
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.isoformat(timespec="seconds")
-
-
 def _shown(alert: Alert, book: AlertBook, known: Mapping[str, str]) -> dict[str, Any]:
     return {
         "use_case": alert.use_case,
@@ -308,13 +299,13 @@ def _shown(alert: Alert, book: AlertBook, known: Mapping[str, str]) -> dict[str,
         "says": alert.says,
         "value": alert.value,
         "limit": alert.limit,
-        "since": utc(alert.since),
-        "until": utc(alert.ended) if alert.ended else None,
+        "since": clock.iso(alert.since),
+        "until": clock.iso(alert.ended) if alert.ended else None,
         "notified": [
             {
                 "channel": known.get(one["channel"], "one that is no longer configured"),
                 "event": one["event"],
-                "sent": utc(one["sent"]) if one["sent"] else None,
+                "sent": clock.iso(one["sent"]) if one["sent"] else None,
                 "attempts": one["attempts"],
                 "error": one["error"],
             }

@@ -17,7 +17,6 @@ from mlops.monitor.degradation import KIND
 from mlops.monitor.estimate import SUMS_OF_GRADES
 from mlops.monitor.findings import of_version
 from mlops.monitor.log import PredictionLog
-from mlops.monitor.metrics import utc
 from mlops.monitor.performance import DAY, HOUR, Sealed, cells_from, performance, step_of, unsealed
 from mlops.monitor.quality import RISK, measure
 from mlops.monitor.truths import Measure
@@ -69,7 +68,7 @@ def look(
         version,
         log.quality(since, until, step_of(since, until)),
         {number: sealed(bundle) for number, bundle in bundles.items()},
-        log.rows(ESTIMATED_ROWS, version=version, since=utc(since)),
+        log.rows(ESTIMATED_ROWS, version=version, since=clock.iso(since)),
         log.newest_quality(version, RISK, SUMS_OF_GRADES),
         since=since,
         until=until,
@@ -83,7 +82,7 @@ def judge(use_case: UseCase, log: PredictionLog, settings: Settings) -> bool:
 
     Several processes may try: whoever comes first does it. Returns whether it was done.
     """
-    hour_ago = utc(int(clock.unix()) - HOUR)
+    hour_ago = clock.iso(int(clock.unix()) - HOUR)
     if any(finding.at > hour_ago for finding in log.findings(KIND)):
         return False
     log.record_findings(quality_findings(use_case, log, settings))

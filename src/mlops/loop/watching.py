@@ -7,7 +7,6 @@ does it: who holds the lock of a file, which the kernel gives back when its hold
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import json
 import logging
@@ -219,7 +218,7 @@ class Watcher:
         """Return when to look first: of an earlier life, or another process, looks count too."""
         for last in self._log.findings(KIND)[:1]:
             if last.numbers["rows"]:
-                then = datetime.datetime.fromisoformat(last.at).timestamp()
+                then = clock.seconds_of(last.at)
                 return then + self._budget.every
         return now
 

@@ -359,7 +359,7 @@ class PredictionLog:
             FROM counts WHERE model_version = :version AND status = 200 AND logged""",  # noqa: S608
             {"version": version},
         )
-        return (first or metrics.utc(since), last) if last else None
+        return (first or clock.iso(since), last) if last else None
 
     def rows(
         self, last: int = 20, *, version: int | None = None, since: str | None = None

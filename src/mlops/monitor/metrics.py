@@ -6,7 +6,6 @@ takes depends on how many buckets are kept (`counts.MERGES`), not on how much wa
 
 from __future__ import annotations
 
-import datetime
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -122,7 +121,7 @@ def minutes(
         times = {name: counts.quantile(histogram, at) for name, at in (("p50", 0.5), ("p95", 0.95))}
         found.append(
             {
-                "start": utc(start),
+                "start": clock.iso(start),
                 "requests": asked,
                 "errors": errors,
                 **{name: None if s is None else 1000 * s for name, s in times.items()},
@@ -210,7 +209,7 @@ def _window(
     versions = sorted({one.version for one in sums if one.version})
     return {
         "seconds": length,
-        "since": utc(since) if since else None,
+        "since": clock.iso(since) if since else None,
         **numbers(ALL_VERSIONS),
         "by_version": {str(version): numbers(version) for version in versions},
     }
@@ -273,12 +272,7 @@ def _peaks(connection: apsw.Connection, since: int, *, ever: bool) -> dict[int, 
     for (version, start), requests in by_hour.items():
         best[version] = max(best.get(version, (0, 0)), (requests, -start))
     return {
-        version: {"start": utc(-start), "requests": requests}
+        version: {"start": clock.iso(-start), "requests": requests}
         for version, (requests, start) in best.items()
         if requests
     }
-
-
-def utc(second: int) -> str:
-    """Return a unix second as an ISO 8601 timestamp."""
-    return datetime.datetime.fromtimestamp(second, datetime.UTC).isoformat()

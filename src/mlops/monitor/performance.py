@@ -5,13 +5,13 @@ Pure: sums, sealed documents and logged rows in, one document for people, JSON a
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlops import clock
 from mlops.monitor import estimate as estimating
 from mlops.monitor.degradation import degradation
 from mlops.monitor.quality import ALL, COLUMNS, Cells, Key, Score, Sums, scores, total
@@ -92,7 +92,7 @@ def performance(
         "use_case": use_case.name,
         "metric": use_case.metric,
         "model_version": version,
-        "window": {"since": _utc(since), "until": _utc(until), "step_seconds": step},
+        "window": {"since": clock.iso(since), "until": clock.iso(until), "step_seconds": step},
         "predictions": predictions,
         "truths": int(total(everything)[0]),
         "versions": [
@@ -104,7 +104,7 @@ def performance(
             for number, some in _grouped(everything, lambda key: key.model_version)
         ],
         "series": [
-            {"start": _utc(start), "model_version": number, **_scored(use_case, some)}
+            {"start": clock.iso(start), "model_version": number, **_scored(use_case, some)}
             for (start, number), some in _grouped(
                 everything, lambda key: (key.hour // step * step, key.model_version)
             )
@@ -138,7 +138,7 @@ def estimated(
         }
     graded = estimating.standing(sealed.cells, sums)
     answer["grades"] = [
-        {"since": _utc(one.since), **{name: getattr(one, name) for name in one._fields[1:-1]}}
+        {"since": clock.iso(one.since), **{name: getattr(one, name) for name in one._fields[1:-1]}}
         for one in graded.grades
     ]
     answer["z"] = None if math.isnan(graded.z) else graded.z
@@ -226,7 +226,3 @@ def _sealed_scores(
 
 def _plain(finding: Finding) -> dict[str, Any]:
     return finding._asdict()
-
-
-def _utc(second: int) -> str:
-    return datetime.datetime.fromtimestamp(second, datetime.UTC).isoformat(timespec="seconds")

@@ -8,7 +8,6 @@ chapter is named.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import heapq
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlops import clock
 from mlops.build.data import Split, prepare, split
 from mlops.errors import MlopsError
 from mlops.improve.ledger import Ledger
@@ -152,7 +152,7 @@ class Story:
     def _looked(self) -> Any:
         found = self.get("/drift")
         last = found["last_look"]
-        then = datetime.datetime.fromisoformat(last["at"]).timestamp() if last else 0.0
+        then = clock.seconds_of(last["at"]) if last else 0.0
         return found if then >= self.world.now - LOOK_EVERY else None
 
 

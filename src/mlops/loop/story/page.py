@@ -7,6 +7,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlops import clock
 from mlops.build.sheet import sheet
 from mlops.loop.story.chapters import DAY, Day, Story
 
@@ -100,7 +101,7 @@ def _quality(story: Story) -> str:
     """Draw the score of each day's predictions whose truth has come, with its interval."""
     metric = story.use_case.metric
     points = [
-        (datetime.datetime.fromisoformat(one["start"]).timestamp(), one["scores"][metric])
+        (clock.seconds_of(one["start"]), one["scores"][metric])
         for one in story.series
         if metric in one["scores"] and one["scores"][metric]["low"] is not None
     ]

@@ -6,10 +6,10 @@ A rule reads a breach, no breach, or that it cannot tell; and always a sentence 
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mlops import clock
 from mlops.records import Alert, Finding, Watched
 
 FEWEST_REQUESTS = 20
@@ -128,7 +128,7 @@ def unwatched(known: Known, _: Limits) -> Reading:
     if not looks or last is None:
         return Reading(None, "neither drift nor quality was ever looked at")
     kind, at = min(looks.items(), key=lambda look: look[1])
-    hours = max(0.0, last - datetime.datetime.fromisoformat(at).timestamp()) / 3600
+    hours = max(0.0, last - clock.seconds_of(at)) / 3600
     says = (
         f"{kind} was last looked at {hours:.1f} hours before the last prediction; "
         f"the limit is {HOURS_UNWATCHED} hours"
