@@ -16,7 +16,8 @@ from mlops.database import connect, migrate
 from mlops.errors import DataError
 from mlops.improve import ledger as ledgers
 from mlops.improve.chain import START
-from mlops.improve.ledger import KEPT, Ledger
+from mlops.improve.decisions import KEPT
+from mlops.improve.ledger import Ledger
 
 
 @pytest.fixture

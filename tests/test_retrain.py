@@ -22,7 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks import retraining as retraining_benchmark
 from mlops.build.data import kept_file
 from mlops.errors import BusyError, TrainingError
-from mlops.improve.ledger import Decision, Ledger, Version
+from mlops.improve.decisions import Decision
+from mlops.improve.ledger import Ledger, Version
 from mlops.loop import retrain as retraining
 from mlops.loop import train as training
 from mlops.loop import watch as watching

@@ -12,8 +12,9 @@ from promotions import World, equal, no_better_than_the_baseline, world_in
 
 from mlops import cli
 from mlops.errors import BundleError, ChampionMovedError, NotTrainedError, UsageError
+from mlops.improve.decisions import KEPT
 from mlops.improve.gates import GATES
-from mlops.improve.ledger import KEPT, Ledger
+from mlops.improve.ledger import Ledger
 from mlops.loop import rollback as rolling
 from mlops.loop.rollback import Rollback, rollback
 from mlops.loop.why import why
@@ -167,6 +168,21 @@ def test_the_ledger_is_listed_and_told_for_people(world, command):
     assert json.loads(command("why", "housing", "2", "--json")[1])["champion"] is False
     lines = json.loads(command("ledger", "--json")[1])
     assert {one["use_case"] for one in lines} == {"housing", "iris"}
+
+
+def test_an_experiment_and_an_alias_are_told_like_every_decision(world, command):
+    version = world.register("housing", equal)
+    with Ledger(world.settings.state_database) as ledger:
+        begun = ledger.experiments.begin("housing", "ab", 2, share=0.1, reason="is it?", by="ann")
+        ledger.experiments.end(begun.id, "kept", "it is not", rule="verdict")
+        ledger.set_alias(version, "canary", reason="by name", by="bob")
+    listed = command("ledger", "housing")[1]
+    assert "is it?" in listed
+    told = command("why", "housing", "2")[1]
+    assert "ab over version 1 by ann: is it?" in told
+    assert "end over version 1, rule: verdict: it is not" in told
+    assert "alias by bob: by name" in told
+    assert command("ledger", "verify")[0] == 0
 
 
 def test_tampering_with_another_program_ends_verify_with_1_and_the_line(world, command):

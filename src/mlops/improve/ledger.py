@@ -1,17 +1,16 @@
 """The state database: which versions exist, who is champion, and every decision about it.
 
 One row decides who is champion, and it changes only by compare-and-swap: "make mine the champion
-if the champion is still X". The registry's alias mirrors that row and is never asked.
-
-Decisions are appended and never changed: triggers refuse it, and a chain of hashes (`chain.py`)
-tells of whoever does it all the same.
+if the champion is still X". The registry's alias mirrors that row and is never asked. Other
+versions answer beside it under aliases, or in an experiment (`experiments.py`). Whatever changes
+who answers is a line of the ledger (`decisions.py`), written in the same transaction.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,46 +18,19 @@ import apsw
 
 from mlops import clock
 from mlops.database import Migration, connect, may_be_written, migrate, transaction
-from mlops.errors import ChampionMovedError, DataError, MlopsError, UsageError
-from mlops.improve import chain
+from mlops.errors import ChampionMovedError, MlopsError, UsageError
+from mlops.improve import chain, decisions, experiments
+from mlops.improve.decisions import KEPT, Action, Decision, chain_decisions, decide
+from mlops.improve.experiments import Experiments
 
 UNTRACKED = "pending-"
 """How the id of a run begins that is not in the tracking store yet."""
 
-Action = Literal["train", "promote", "keep", "rollback", "retrain", "retrained"]
-
-KEPT = {
-    "decisions_are_not_changed": "BEFORE UPDATE ON decisions",
-    "decisions_are_not_removed": "BEFORE DELETE ON decisions",
-    "decisions_are_not_replaced": (
-        "BEFORE INSERT ON decisions WHEN EXISTS (SELECT 1 FROM decisions WHERE id = NEW.id)"
-    ),
-}
-"""The triggers that keep the ledger append-only, and when each refuses."""
-
-
-def _chain_decisions(connection: apsw.Connection) -> None:
-    """Hash the lines that are there, once, and let nobody change them from here on."""
-    for column in ("decided_by", "rule", "hash"):
-        connection.execute(f"ALTER TABLE decisions ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
-    before = chain.START
-    for line, _ in list(_lines(connection)):
-        before = chain.link(before, line)
-        connection.execute("UPDATE decisions SET hash = ? WHERE id = ?", (before, line["id"]))
-    for name, when in KEPT.items():
-        connection.execute(
-            f"CREATE TRIGGER {name} {when} BEGIN"
-            " SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-        )
-
-
-def _lines(connection: apsw.Connection) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield every line of the ledger with the hash stored for it, oldest first."""
-    columns = ", ".join(chain.COLUMNS)
-    rows = connection.execute(f"SELECT {columns}, hash FROM decisions ORDER BY id")  # noqa: S608
-    for *values, stored in rows:
-        yield dict(zip(chain.COLUMNS, values, strict=True)), stored
-
+FALLBACK = "fallback"
+"""The alias of the version that answers where another one fails."""
+ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+RESERVED = ("champion", "challenger")
+"""What names a version without being an alias."""
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
@@ -88,7 +60,19 @@ MIGRATIONS: tuple[Migration, ...] = (
                 evidence TEXT NOT NULL)""",
         ),
     ),
-    ("m002_chain", _chain_decisions),
+    ("m002_chain", chain_decisions),
+    (
+        "m003_experiments_aliases",
+        (
+            *experiments.TABLES,
+            """CREATE TABLE aliases (
+                use_case TEXT NOT NULL,
+                alias TEXT NOT NULL,
+                version INTEGER NOT NULL,
+                PRIMARY KEY (use_case, alias),
+                FOREIGN KEY (use_case, version) REFERENCES versions (use_case, version))""",
+        ),
+    ),
 )
 
 
@@ -102,28 +86,6 @@ class Version:
     candidate: str
     run_id: str
     registered_utc: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Decision:
-    """One line of the ledger: what was decided, by whom, by which rule, on what evidence.
-
-    "retrain" comes before a retraining, "retrained" after it, with version 0 where there is none.
-    The evidence of "promote" and "keep" is what the gates measured; of "train", what the version
-    was made of. `previous` is the champion before.
-    """
-
-    id: int
-    decided_utc: str
-    use_case: str
-    action: Action
-    version: int
-    previous: int | None
-    reason: str
-    evidence: list[dict[str, Any]]
-    decided_by: str
-    rule: str
-    hash: str
 
 
 class Ledger:
@@ -143,6 +105,7 @@ class Ledger:
                 f"the state database {path} cannot be used: {error}",
                 "end what keeps it locked, or restore it from a copy",
             ) from error
+        self.experiments = Experiments(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -248,6 +211,50 @@ class Ledger:
                 (version.use_case, version.version, clock.stamp()),
             )
             self._decide(action, version, current, reason, evidence, rule, by)
+            self.experiments.end_by_promotion(
+                version.use_case, version.version, reason, rule=rule, by=by
+            )
+
+    def aliases(self, use_case: str) -> dict[str, int]:
+        """Return the versions that answer under a name of their own, by that name."""
+        query = "SELECT alias, version FROM aliases WHERE use_case = ? ORDER BY alias"
+        found: Any = self._database.execute(query, (use_case,))
+        return dict(found)
+
+    def set_alias(self, version: Version, alias: str, *, reason: str = "", by: str = "") -> None:
+        """Let a version answer under a name of its own too; the name may have been another's.
+
+        Raises `UsageError` for a name that cannot stand in a path or is reserved.
+        """
+        if not ALIAS.fullmatch(alias) or alias in RESERVED:
+            raise UsageError(
+                f"{alias!r} cannot be an alias",
+                "begin with a letter, then a-z, 0-9, - or _, at most 32 in all; not "
+                f"{' or '.join(RESERVED)}",
+            )
+        with transaction(self._database):
+            before = self.aliases(version.use_case).get(alias)
+            self._database.execute(
+                "INSERT INTO aliases VALUES (?, ?, ?) ON CONFLICT (use_case, alias)"
+                " DO UPDATE SET version = excluded.version",
+                (version.use_case, alias, version.version),
+            )
+            self._decide("alias", version, before, reason, [{"alias": alias}], "", by)
+
+    def remove_alias(self, use_case: str, alias: str, *, reason: str = "", by: str = "") -> None:
+        """Let nobody answer under this name any more. Raises `UsageError` if nobody did."""
+        with transaction(self._database):
+            known = self.aliases(use_case)
+            if alias not in known:
+                raise UsageError(
+                    f"{use_case} has no alias {alias} (there are: {', '.join(known) or 'none'})",
+                    f"list them with: mlops alias {use_case}",
+                )
+            self._database.execute(
+                "DELETE FROM aliases WHERE use_case = ? AND alias = ?", (use_case, alias)
+            )
+            named = [{"alias": alias}]
+            decide(self._database, "alias", use_case, 0, known[alias], reason, named, "", by)
 
     def refuse(
         self,
@@ -279,9 +286,8 @@ class Ledger:
 
         `version` is 0 where there is none.
         """
-        about = Version(use_case, version, "", "", "", "")
         with transaction(self._database):
-            self._decide(action, about, previous, reason, evidence, rule, by)
+            decide(self._database, action, use_case, version, previous, reason, evidence, rule, by)
 
     def decisions(self, use_case: str | None = None) -> list[Decision]:
         """Return the decisions about a use case, or all, oldest first.
@@ -289,8 +295,8 @@ class Ledger:
         Raises `DataError` for a line that somebody made unreadable.
         """
         return [
-            _decision(line, stored)
-            for line, stored in _lines(self._database)
+            decisions.read(line, stored)
+            for line, stored in decisions.lines(self._database)
             if use_case in (None, line["use_case"])
         ]
 
@@ -313,7 +319,7 @@ class Ledger:
         `expect` is the hash of a line, or its beginning, that was noted elsewhere.
         """
         with self._database:  # one state of it, whoever writes meanwhile
-            found = chain.check(_lines(self._database), expect)
+            found = chain.check(decisions.lines(self._database), expect)
             if not found.whole:
                 return found
             trouble = self._loose_ends(found.lines)
@@ -328,17 +334,41 @@ class Ledger:
         there = {name for (name,) in query("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
         for name in KEPT.keys() - there:
             return f"the trigger {name} is gone: the ledger is no longer append-only"
-        decided: dict[str, int] = {}
-        for one in self.decisions():
-            if one.action in ("promote", "rollback"):
-                decided[one.use_case] = one.version
-        champions: Any = query("SELECT use_case, version FROM champions").fetchall()
-        stands: dict[str, int] = dict(champions)
-        for use_case in sorted(decided.keys() | stands.keys()):
-            a, b = stands.get(use_case), decided.get(use_case)
+        decided = self._decided()
+        stands: dict[Any, Any] = {}
+        for use_case, version in query("SELECT use_case, version FROM champions"):
+            stands[use_case, "champion"] = version
+        for use_case, alias, version in query("SELECT use_case, alias, version FROM aliases"):
+            stands[use_case, f"alias {alias}"] = version
+        for experiment in self.experiments.all():
+            if experiment.ended_utc is None:
+                stands[experiment.use_case, "challenger"] = experiment.challenger
+                stands[experiment.use_case, "challenger's share"] = experiment.share
+        for use_case, what in sorted(decided.keys() | stands.keys()):
+            a, b = stands.get((use_case, what)), decided.get((use_case, what))
             if a != b:
-                return f"the champion of {use_case} is version {a}, the ledger decided for {b}"
+                of = "" if what.endswith("share") else "version "
+                return f"the {what} of {use_case} is {of}{a}, the ledger decided for {b}"
         return ""
+
+    def _decided(self) -> dict[tuple[str, str], float]:
+        """Return what stands by the ledger's lines: by use case and name a version, or a share."""
+        decided: dict[tuple[str, str], float] = {}
+        for one in self.decisions():
+            name = one.use_case
+            if one.action in ("promote", "rollback"):
+                decided[name, "champion"] = one.version
+            elif one.action == "alias":
+                decided[name, f"alias {one.evidence[0]['alias']}"] = one.version
+                if not one.version:
+                    del decided[name, f"alias {one.evidence[0]['alias']}"]
+            elif one.action in ("shadow", "ab", "share"):
+                decided[name, "challenger"] = one.version
+                decided[name, "challenger's share"] = one.evidence[0]["share"]
+            elif one.action == "end":
+                decided.pop((name, "challenger"), None)
+                decided.pop((name, "challenger's share"), None)
+        return decided
 
     def _decide(
         self,
@@ -350,36 +380,5 @@ class Ledger:
         rule: str,
         by: str,
     ) -> None:
-        number, before = 0, chain.START
-        for row in self._database.execute(
-            "SELECT id, hash FROM decisions ORDER BY id DESC LIMIT 1"
-        ):
-            number, before = row
-        line = {
-            "id": number + 1,
-            "decided_utc": clock.stamp(),
-            "use_case": version.use_case,
-            "action": action,
-            "version": version.version,
-            "previous": previous,
-            "reason": reason,
-            "evidence": json.dumps(list(evidence), allow_nan=False),
-            "decided_by": by,
-            "rule": rule,
-        }
-        columns, places = ", ".join(line), ", ".join("?" * len(line))
-        self._database.execute(
-            f"INSERT INTO decisions ({columns}, hash) VALUES ({places}, ?)",  # noqa: S608  names
-            (*line.values(), chain.link(before, line)),
-        )
-
-
-def _decision(line: Mapping[str, Any], stored: str) -> Decision:
-    try:
-        evidence = json.loads(line["evidence"])
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"line {line['id']} of the ledger cannot be read: its evidence is not JSON ({error})",
-            "see what else was changed with: mlops ledger verify; then restore it from a copy",
-        ) from None
-    return Decision(**{**line, "evidence": evidence}, hash=stored)
+        name, number = version.use_case, version.version
+        decide(self._database, action, name, number, previous, reason, evidence, rule, by)

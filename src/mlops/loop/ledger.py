@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mlops.improve.chain import Verification
-from mlops.improve.ledger import Decision, Ledger
+from mlops.improve.decisions import Decision
+from mlops.improve.ledger import Ledger
 from mlops.settings import Settings, read_settings
 from mlops.usecases import find
 

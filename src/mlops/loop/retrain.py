@@ -28,7 +28,8 @@ from mlops import clock
 from mlops.build.data import sweep
 from mlops.build.difference import difference
 from mlops.errors import BundleError, ChampionMovedError, GateError
-from mlops.improve.ledger import Decision, Ledger, Version
+from mlops.improve.decisions import Decision
+from mlops.improve.ledger import Ledger, Version
 from mlops.improve.triggers import Known, Reason, ask
 from mlops.loop.alone import alone_at
 from mlops.loop.finished import Finished

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from mlops.errors import BundleError, MlopsError
-from mlops.improve.ledger import Decision, Ledger, Version
+from mlops.improve.decisions import Decision
+from mlops.improve.ledger import Ledger, Version
 from mlops.loop.differ import diff
 from mlops.loop.promote import chosen
 from mlops.package.bundle import open_bundle
