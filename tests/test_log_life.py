@@ -8,13 +8,14 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import orjson
 import pyarrow.parquet
 import pytest
 from test_log import failure, one, row, start_script
 
 from mlops.errors import UsageError
-from mlops.monitor import log as log_module
+from mlops.monitor import logreader
 from mlops.monitor.export import WRITERS, writer_for
 from mlops.monitor.log import PredictionLog
 from mlops.records import Submission
@@ -139,7 +140,7 @@ def read_back(path: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("ending", WRITERS)
 def test_an_export_holds_every_row_of_its_time_and_no_other(log, tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(log_module, "PAGE_ROWS", 4)
+    monkeypatch.setattr(logreader, "PAGE_ROWS", 4)
     fill(log)
     path, shares = tmp_path / f"x{ending}", []
     pages = log.pages("2026-03-03", "2026-03-07", advance=shares.append)
@@ -165,12 +166,12 @@ def test_an_export_of_nothing_is_a_file_without_rows(log, tmp_path, ending):
 
 
 def test_an_export_holds_no_snapshot_while_it_is_read(log, monkeypatch):
-    monkeypatch.setattr(log_module, "PAGE_ROWS", 5)
+    monkeypatch.setattr(logreader, "PAGE_ROWS", 5)
     fill(log)
     pages = log.pages()
     next(pages)
     log.append([one("meanwhile")])
-    moved, pages_in_all = log._writer.wal_checkpoint(mode=log_module.apsw.SQLITE_CHECKPOINT_FULL)
+    moved, pages_in_all = log._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
     assert moved == pages_in_all
     assert sum(map(len, pages)) == 25  # what came meanwhile is not in it
 
@@ -225,10 +226,10 @@ def test_when_a_version_answered_is_known_without_its_rows(log, monkeypatch):
 def test_a_log_that_is_too_large_shrinks_on_disk_and_keeps_what_is_new(tmp_path, log):
     for n in range(20):
         log.append([Submission(tuple(row(f"{n}-{i}", inputs="x" * 1000) for i in range(100)))])
-    log._writer.wal_checkpoint(mode=log_module.apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    log._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     size = log.path.stat().st_size
     assert prune(log, largest=size // 2) >= 500
-    log._writer.wal_checkpoint(mode=log_module.apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    log._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     assert log.path.stat().st_size <= 0.6 * size
     kept = [row.id for row in log.rows(5000)]
     assert kept == list(range(kept[0], 2001))

@@ -8,7 +8,7 @@ together, so that one synced commit pays for many:
     sync     waits until the disk has what was appended        then answers, if power cuts matter
     metrics  read from the counts (`buckets.py`), never from rows: right after a restart, and with
              several servers
-    rows, find, failures, totals   read on connections of their own: never wait for a writer
+    rows, find, failures, totals   read on connections of their own (`logreader.py`)
     attach   the actual values of predictions, when they arrive (`truths.py`)
 
 Nothing is answered that is not in the log. When the disk is full, `append` raises, `failed` says
@@ -20,14 +20,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import apsw
 
@@ -49,19 +48,18 @@ from mlops.errors import (
     LogUnavailableError,
     UsageError,
 )
-from mlops.monitor import buckets, findings, metrics, search, truths
+from mlops.monitor import buckets, findings, pruning, truths
 from mlops.monitor.drift import windows
 from mlops.monitor.logfile import LogFile
-from mlops.monitor.quality import Actual, Sums
+from mlops.monitor.logreader import FAILURE_FIELDS, FIELDS, LogReader
+from mlops.monitor.quality import Actual
 from mlops.records import (
     Attached,
     Failure,
     Finding,
-    Metrics,
     Prediction,
     Submission,
     Timing,
-    Totals,
     from_columns,
 )
 
@@ -69,9 +67,7 @@ if TYPE_CHECKING:
     from mlops.settings import Durability
 
 # A column is named like the field it holds; `id`, the last field, is given by the database.
-FIELDS = Prediction._fields
 COLUMNS = (*FIELDS[:-1], "idempotency_key", "item")
-FAILURE_FIELDS = Failure._fields
 
 FAILURES = f"failures({', '.join(FAILURE_FIELDS)})"
 
@@ -98,10 +94,7 @@ CREATE TABLE failure_totals(
     status INTEGER PRIMARY KEY, failures INTEGER NOT NULL, last_timestamp TEXT NOT NULL);
 CREATE TABLE probe(id INTEGER PRIMARY KEY, probed_utc TEXT NOT NULL, room BLOB);
 """
-PAGE_ROWS = 5_000
 TRUTHS_PER_COMMIT = 1_000
-PRUNED_ROWS = 500
-PAGES_GIVEN_BACK = 256
 BUSY_SLEEP_SECONDS = 0.0005
 IMPATIENT_SLEEP_SECONDS = 0.00005
 IMPATIENT_TRIES = 5
@@ -110,16 +103,8 @@ LONGEST_PAUSE_MS = 20
 """How long a checkpoint may keep writers waiting for a reader."""
 Answer = tuple[Prediction, ...] | IdempotencyConflictError
 
-FIXES: dict[type[Exception], str] = {
-    apsw.FullError: "free some disk space; nothing needs to be restarted",
-    apsw.BusyError: "end the process that keeps it locked",
-    apsw.CorruptError: "restore it from a copy",
-    apsw.NotADBError: "move that file away",
-    FileNotFoundError: "put it back, or restart to begin a new one",
-}
 
-
-class PredictionLog:
+class PredictionLog(LogReader):
     """The log in `folder`, its rows in `table`. Threads and processes may share it.
 
     `failed` is the reason why the last write failed, `file_behind` why the text file lacks rows;
@@ -145,13 +130,10 @@ class PredictionLog:
     ) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", table):
             raise UsageError(f"{table!r} cannot name a table", "use a-z, 0-9 and _, a letter first")
-        self.path = folder / "predictions.db"
+        super().__init__(folder / "predictions.db", table)
         self.failed: str | None = None
         self.file_behind: str | None = None
         self._lock = threading.Lock()
-        # Idle ones. A thread that finds none opens another: apsw refuses to share one at a time.
-        self._readers: list[apsw.Connection] = []
-        self._select = f'SELECT {", ".join(FIELDS)} FROM "{table}"'  # noqa: S608  checked above
         self._durable = durability == "power"
         self._name = str(self.path)
         self._patient = True
@@ -172,7 +154,6 @@ class PredictionLog:
         if not self._writer.table_exists("main", table):
             raise DataError(f"{self.path} holds no table {table}", "give each log its own folder")
         self._counter = buckets.Counter(self._writer)
-        self._table = table
         self._file = LogFile(
             folder / "predictions.log", self._rows_after, largest=largest_file, keep=keep_files
         )
@@ -241,34 +222,6 @@ class PredictionLog:
         self.sync()
         return done
 
-    def quality(self, since: int, until: int, step: int = 3600) -> list[Sums]:
-        """Return the sums of quality of the hours from `since` on and before `until`.
-
-        In unix seconds; an hour is that of the prediction, however late its truth came. `step`
-        seconds are added up to one.
-        """
-        with self._reading() as connection:
-            return truths.read(connection, since, until, step)
-
-    def newest_quality(self, version: int, of_slice: str, number: int) -> list[Sums]:
-        """Return the newest sums of quality of a version in a slice, at most so many, by time."""
-        with self._reading() as connection:
-            return truths.newest(connection, version, of_slice, number)
-
-    def known_truths(self, prediction_ids: Sequence[str]) -> dict[str, Actual]:
-        """Return the truths that are known of these predictions, by id."""
-        with self._reading() as connection:
-            return truths.known(connection, prediction_ids)
-
-    def predictions(self, since: int, until: int) -> int:
-        """Return how many predictions were made in that time, as they were counted."""
-        [(number,)] = self._read(
-            """SELECT ifnull(sum(logged), 0) FROM counts
-            WHERE status = 200 AND start >= ? AND start < ?""",
-            (since, until),
-        )
-        return int(number)
-
     def sync(self) -> None:
         """Wait until the disk has all that was appended, if the log promises that: else return.
 
@@ -298,34 +251,10 @@ class PredictionLog:
                 connection.execute("REPLACE INTO probe VALUES (1, ?, zeroblob(?))", (now, room))
             self.sync()
 
-    def totals(self) -> Totals:
-        """Return the totals as of the last commit, in the time of a few lookups."""
-        with self._reading() as connection:
-            return metrics.totals(connection)
-
-    def metrics(self, now: float | None = None) -> Metrics:
-        """Return the metrics as of the last commit; `now` in unix seconds, unless it is now."""
-        with self._reading() as connection:
-            connection.execute("BEGIN")  # all of it from one state
-            try:
-                return metrics.read(connection, now)
-            finally:
-                connection.execute("COMMIT")
-
-    def findings(self, kind: str | None = None) -> list[Finding]:
-        """Return what the last look of each monitor found, or of the one of that `kind`."""
-        with self._reading() as connection:
-            return findings.latest(connection, kind)
-
     def record_findings(self, found: Sequence[Finding]) -> None:
         """Keep what a monitor found as its latest look. Raises `LogUnavailableError`."""
         with self._lock, self._writing() as connection:
             findings.record(connection, found, clock.utc())
-
-    def traffic(self, seconds: int, now: float) -> dict[str, Any]:
-        """Return the traffic of the last `seconds` before `now`, as of the last commit."""
-        with self._reading() as connection:
-            return metrics.traffic(connection, seconds, now)
 
     def lines_behind(self) -> int:
         """Return how many rows the text file lacks. It is given a moment to follow a commit."""
@@ -336,123 +265,8 @@ class PredictionLog:
             time.sleep(0.01)
         return max(0, behind)
 
-    def minutes(self) -> list[dict[str, Any]]:
-        """Return the traffic of each minute of the last hour: see `metrics.minutes`."""
-        with self._reading() as connection:
-            return metrics.minutes(connection)
-
-    def search(self, query: search.Query) -> search.Found:
-        """Return the newest predictions that fit, of a bounded stretch of the log."""
-        with self._reading() as connection:
-            return search.search(connection, self._table, query)
-
-    def span(self, version: int) -> tuple[str, str] | None:
-        """Return when a version made its first and its last prediction, or None if it made none.
-
-        As it was counted, so rows are not looked through and may have been pruned. Of a first row
-        that was, the hour is known (the day, if that is more than 35 days ago).
-        """
-        [(first, since, last)] = self._read(
-            f"""SELECT (SELECT timestamp FROM {self._table} WHERE id =
-                    (SELECT first_id FROM versions WHERE model_version = :version)),
-                min(start), max(last_timestamp)
-            FROM counts WHERE model_version = :version AND status = 200 AND logged""",  # noqa: S608
-            {"version": version},
-        )
-        return (first or clock.iso(since), last) if last else None
-
-    def rows(
-        self, last: int = 20, *, version: int | None = None, since: str | None = None
-    ) -> list[Prediction]:
-        """Return the `last` predictions, newest last.
-
-        `version` keeps those of one model version; `since`, those with this timestamp or a later.
-        """
-        # Where to stop looking is known without an index: ids rise, so all rows of a version lie
-        # after its first one, and all rows since an hour after the first of it or a later one.
-        conditions = "true"
-        if version is not None:
-            conditions += """ AND model_version = :version
-                AND id >= (SELECT first_id FROM versions WHERE model_version = :version)"""
-        if since is not None:
-            conditions += """ AND timestamp >= :since
-                AND id >= (SELECT min(first_id) FROM hours WHERE hour >= substr(:since, 1, 13))"""
-        read = self._read(
-            f"{self._select} WHERE {conditions} ORDER BY id DESC LIMIT :last",
-            {"version": version, "since": since, "last": last},
-        )
-        return [Prediction(*row) for row in reversed(read)]
-
-    def find(self, prediction_id: str) -> Prediction | None:
-        """Return the prediction of that id, or None."""
-        read = self._read(f"{self._select} WHERE prediction_id = ?", (prediction_id,))
-        return Prediction(*read[0]) if read else None
-
-    def find_all(self, prediction_ids: Sequence[str]) -> dict[str, Prediction]:
-        """Return the predictions that are there among those of these ids, by id."""
-        read = self._read(
-            f"{self._select} WHERE prediction_id IN (SELECT value FROM json_each(?))",  # noqa: S608
-            (json.dumps(prediction_ids),),
-        )
-        found = (Prediction(*row) for row in read)
-        return {row.prediction_id: row for row in found}
-
-    def failures(self, last: int = 20) -> list[Failure]:
-        """Return the `last` failed requests, newest last."""
-        read = self._read(
-            f"SELECT {', '.join(FAILURE_FIELDS)} FROM failures ORDER BY id DESC LIMIT ?",  # noqa: S608
-            (last,),
-        )
-        return [Failure(*row) for row in reversed(read)]
-
-    def pages(
-        self,
-        since: str | None = None,
-        until: str | None = None,
-        *,
-        advance: Callable[[float], None] = lambda share: None,
-    ) -> Iterator[list[Prediction]]:
-        """Yield the predictions from `since` on and before `until`, in order of id, in pages.
-
-        Each page is read on its own, and what is logged meanwhile is left out. `advance` is told
-        what share is done.
-        """
-        [(first, last)] = self._read(
-            f"""SELECT ifnull(min(id), 1) - 1, ifnull(max(id), 0) FROM "{self._table}" """  # noqa: S608
-        )
-        if since is not None:
-            known = "SELECT min(first_id) - 1 FROM hours WHERE hour >= substr(?, 1, 13)"
-            [(start,)] = self._read(known, (since,))
-            first = max(first, last if start is None else start)
-        for start in range(first, last, PAGE_ROWS):
-            read = self._read(
-                f"{self._select} WHERE id > ? AND id <= ? "
-                "AND timestamp >= ? AND timestamp < ? ORDER BY id",
-                (start, min(start + PAGE_ROWS, last), since or "", until or "~"),
-            )
-            if read:
-                yield [Prediction(*row) for row in read]
-            advance(min(1, (start + PAGE_ROWS - first) / (last - first)))
-
-    def truths(self, since: str | None = None) -> Iterator[tuple[str, float | str]]:
-        """Yield the inputs (JSON) and the actual value of each prediction whose truth has come.
-
-        In order of id, of predictions from `since` on.
-        """
-        for page in self.pages(since):
-            ids = json.dumps([row.prediction_id for row in page])
-            read = self._read(
-                """SELECT prediction_id, actual FROM truths
-                WHERE prediction_id IN (SELECT value FROM json_each(?))""",
-                (ids,),
-            )
-            actual = dict(read)
-            for row in page:
-                if row.prediction_id in actual:
-                    yield row.inputs, actual[row.prediction_id]
-
     def prune(self, *, before: str | None = None, largest: int | None = None) -> int:
-        """Delete up to `PRUNED_ROWS` of the oldest rows, refused requests too; return how many.
+        """Delete some of the oldest rows, refused requests too; return how many: see `pruning.py`.
 
         Those with a timestamp earlier than `before`, and as long as the database holds more than
         `largest` bytes. Call it until it returns 0: between calls others can write. The newest row
@@ -463,56 +277,12 @@ class PredictionLog:
         Raises `LogUnavailableError` if it cannot be done.
         """
         with self._lock, self._writing() as connection:
-            deleted = 0
-            if before is not None:
-                deleted = sum(self._delete_oldest(table, before) for table in self._tables)
-            if not deleted and largest is not None and self._used_bytes() > largest:
-                # Of both tables, that which has the older row.
-                oldest: list[Any] = [
-                    (stamp, table)
-                    for table in self._tables
-                    for (stamp,) in connection.execute(
-                        f'SELECT timestamp FROM "{table}" ORDER BY id LIMIT 1'  # noqa: S608
-                    ).fetchall()
-                ]
-                for _, table in sorted(oldest):
-                    deleted = deleted or self._delete_oldest(table, "~")
-        if not deleted:
-            self._give_back()
-        return deleted
-
-    @property
-    def _tables(self) -> tuple[str, str]:
-        return self._table, "failures"
-
-    def _delete_oldest(self, table: str, before: str) -> int:
-        named = "prediction_id" if table == self._table else "NULL"
-        deleted = self._writer.execute(
-            f"""DELETE FROM "{table}" WHERE timestamp < ?
-                AND id < (SELECT max(id) FROM "{table}")
-                AND id IN (SELECT id FROM "{table}" ORDER BY id LIMIT ?)
-                RETURNING {named}""",  # noqa: S608
-            (before, PRUNED_ROWS),
-        ).fetchall()
-        if deleted and table == self._table:
-            truths.forget(self._writer, [str(prediction_id) for (prediction_id,) in deleted])
-        return len(deleted)
-
-    def _used_bytes(self) -> int:
-        free = int(str(self._writer.pragma("freelist_count")))
-        pages = int(str(self._writer.pragma("page_count")))
-        return (pages - free) * int(str(self._writer.pragma("page_size")))
-
-    def _give_back(self) -> None:
-        """Shorten the file by its free pages, a few at a time, so that nobody waits for long."""
-        before = None
-        while True:
+            deleted = pruning.prune(connection, self._table, before, largest)
+        more = not deleted
+        while more:
             with self._lock, self._writing() as connection:
-                free = connection.pragma("freelist_count")
-                if not free or free == before:
-                    return
-                before = free
-                connection.execute(f"PRAGMA incremental_vacuum({PAGES_GIVEN_BACK})").fetchall()
+                more = pruning.give_back(connection)
+        return deleted
 
     def close(self) -> None:
         """Move what was written into the main database file, and let go of it. Raises nothing."""
@@ -662,34 +432,11 @@ class PredictionLog:
             connection.set_busy_timeout(LONGEST_PAUSE_MS)
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
 
-    def _read(self, sql: str, bindings: apsw.Bindings = ()) -> list[tuple[Any, ...]]:
-        with self._reading() as reader:
-            return reader.execute(sql, bindings).fetchall()
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[apsw.Connection]:
-        """Lend a connection for reading. Raises `LogUnavailableError` for what fails with it."""
-        try:
-            try:
-                reader = self._readers.pop()
-            except IndexError:
-                reader = connect(self.path, read_only=True)
-            yield reader
-        except apsw.Error as error:
-            raise self._unavailable(error) from error
-        self._readers.append(reader)
-
     def _failing(self, error: apsw.Error | OSError) -> LogUnavailableError:
         """Remember why the last write failed, and return it as an error."""
         unavailable = self._unavailable(error)
         self.failed = unavailable.message
         return unavailable
-
-    def _unavailable(self, error: apsw.Error | OSError) -> LogUnavailableError:
-        return LogUnavailableError(
-            f"the prediction log {self.path} cannot be used: {type(error).__name__}: {error}",
-            FIXES.get(type(error), "make its folder readable and writable for this user"),
-        )
 
 
 def _migrations(table: str) -> list[Migration]:
