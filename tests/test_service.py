@@ -227,7 +227,12 @@ def test_a_client_that_goes_away_takes_no_other_with_it_and_its_row_stays(synced
 def test_a_model_that_breaks_breaks_its_group_only(
     synced: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    told: list[tuple[int, str, int]] = []
+
     async def test(world: World) -> None:
+        world.service.on_failure = lambda version, error, rows: told.append(
+            (version, type(error).__name__, rows)
+        )
         app = tiny.app_over(world.service)
         world.service.swap(Champion(IRIS, 2, "Broken", BrokenBundle(IRIS, 2)))
         for by_fastapi in (False, True):
@@ -241,8 +246,10 @@ def test_a_model_that_breaks_breaks_its_group_only(
         world.service.swap(tiny.champion(IRIS, 3))
         mended = await world.ask(body())
         assert strict_json(mended.body)["model_version"] == 3
+        assert [world.service.runs(version) for version in (2, 3)] == [0, 1]
 
     assert len(running(test, synced=synced).log.rows) == 1
+    assert told == [(2, "ZeroDivisionError", 1)] * 2
 
 
 class BrokenBundle(tiny.TinyBundle):

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -37,6 +38,8 @@ MOST_TIMINGS = 100_000
 Logged = tuple[Prediction, ...]
 Finish = Callable[[Logged | BaseException], None]
 Results = Sequence[Logged | BaseException]
+OnFailure = Callable[[int, BaseException, int], None]
+"""Told of a run of a model that failed: its version, the error, and how many rows it was over."""
 
 
 class Log(Protocol):
@@ -80,6 +83,9 @@ class GroupCommit:
 
     def __init__(self, log: Log, *, synced: bool) -> None:
         self.champion: Champion | None = None
+        self.runs: Counter[int] = Counter()
+        """How often each version has answered a group of rows, since this began."""
+        self.on_failure: OnFailure = lambda version, error, rows: None
         self._log = log
         self._synced = synced
         self._next = _Group.new()
@@ -178,10 +184,16 @@ class GroupCommit:
             self._committed(group, logged)
 
     def _predict(self, group: _Group, rows: int) -> list[Submission]:
+        if group.champion is None or not rows:
+            return []
         started = time.perf_counter()
-        submissions = _predict(group)
-        if rows:
-            self._seconds_a_row = (time.perf_counter() - started) / rows
+        try:
+            submissions = _predict(group.champion, group.waiting)
+        except Exception as error:
+            self.on_failure(group.champion.version, error, rows)
+            raise
+        self._seconds_a_row = (time.perf_counter() - started) / rows
+        self.runs[group.champion.version] += 1
         return submissions
 
     def _append(
@@ -239,11 +251,8 @@ class GroupCommit:
         )
 
 
-def _predict(group: _Group) -> list[Submission]:
+def _predict(champion: Champion, waiting: Sequence[_Waiting]) -> list[Submission]:
     """Run the model once over all rows; hand each request its own."""
-    champion, waiting = group.champion, group.waiting
-    if champion is None or not waiting:
-        return []
     rows: Any  # a matrix, if one is there already
     if any(isinstance(one.rows, np.ndarray) for one in waiting):
         rows = np.concatenate([one.rows for one in waiting])

@@ -18,7 +18,7 @@ from mlops.deploy import problems
 from mlops.deploy.access import API_KEY
 from mlops.deploy.explanation import answered, explain
 from mlops.deploy.exposition import Scrape
-from mlops.deploy.groupcommit import GroupCommit, Log, Logged
+from mlops.deploy.groupcommit import GroupCommit, Log, Logged, OnFailure
 from mlops.deploy.predictor import Champion, OpenBundle, answer
 from mlops.deploy.reader import Reader, Rows
 from mlops.deploy.schemas import LARGEST_BATCH
@@ -93,6 +93,7 @@ class Service:
         self.look_at_quality: Callable[[str, int | None], dict[str, Any]] | None = None
         self.drift: Callable[[], dict[str, Any]] | None = None
         self.watched: Callable[[], Watched] | None = None
+        self.on_failure: OnFailure = lambda version, error, rows: None
         self.trouble = f"no model yet — train and promote one with: mlops up {use_case.name}"
         self._secret = os.urandom(32)
         self._group: GroupCommit | None = None
@@ -108,6 +109,7 @@ class Service:
         self._log = log
         self._secret = secret or self._secret
         self._group = GroupCommit(log, synced=synced)
+        self._group.on_failure = lambda *run: self.on_failure(*run)  # noqa: PLW0108  it may be set later
 
     async def stop(self) -> None:
         if self._group and self._log:
@@ -118,6 +120,10 @@ class Service:
     @property
     def champion(self) -> Champion | None:
         return self._group.champion if self._group else None
+
+    def runs(self, version: int) -> int:
+        """Return how often a version has answered a group of rows, in this process."""
+        return self._group.runs[version] if self._group else 0
 
     def swap(self, champion: Champion) -> None:
         """Let another version answer, from the next group on."""
