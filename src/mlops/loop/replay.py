@@ -116,15 +116,16 @@ def shadow(
         for page in log.pages(start):
             rows += page
             truths |= log.known_truths([row.prediction_id for row in page])
-            answers.append(bundle.model.run(_fields(use_case, page)).prediction)
-    logged = _numbers(use_case, [row.prediction for row in rows])
+            answers.append(bundle.model.run(fields_of(use_case, page)).prediction)
+    logged = numbers_of(use_case, [row.prediction for row in rows])
     now = np.concatenate([*answers, np.empty(0)])
     apart = np.abs(now - logged)
     differ = apart > GOLDEN_TOLERANCE * np.maximum(1, np.abs(logged))
     known = np.array([row.prediction_id in truths for row in rows], dtype=bool)
     with_truth = [row.prediction_id for row in rows if row.prediction_id in truths]
-    actual = _numbers(use_case, [truths[one] for one in with_truth])
-    mine, theirs = _losses(use_case, now[known], actual), _losses(use_case, logged[known], actual)
+    actual = numbers_of(use_case, [truths[one] for one in with_truth])
+    mine = losses_of(use_case, now[known], actual)
+    theirs = losses_of(use_case, logged[known], actual)
     whole = complete(known)  # of these the first `whole` are all known
     return Shadow(
         use_case=name,
@@ -176,7 +177,7 @@ def _replayed(use_case: UseCase, row: Prediction, settings: Settings) -> Replaye
 
 def _again(use_case: UseCase, row: Prediction, bundle: Bundle) -> tuple[float | str, float]:
     """Answer the row; return the answer and how far it is from the logged one."""
-    output = bundle.model.run(_fields(use_case, [row]))
+    output = bundle.model.run(fields_of(use_case, [row]))
     labels = use_case.target.labels
     if not labels or output.probabilities is None:
         answer = float(output.prediction[0])
@@ -221,18 +222,20 @@ def _apart(expected: Sequence[float], found: Sequence[float]) -> float:
     return float(np.max(np.abs(a - b) / np.maximum(1, np.abs(a))))
 
 
-def _fields(use_case: UseCase, rows: Sequence[Prediction]) -> np.ndarray:
+def fields_of(use_case: UseCase, rows: Sequence[Prediction]) -> np.ndarray:
+    """Return what was asked, shape (rows, fields)."""
     read = (json.loads(row.inputs) for row in rows)
     return np.array([[one[field] for field in use_case.fields] for one in read], dtype=float)
 
 
-def _numbers(use_case: UseCase, values: Sequence[Any]) -> np.ndarray:
+def numbers_of(use_case: UseCase, values: Sequence[Any]) -> np.ndarray:
     """Answers or truths as numbers: classes by their place among the labels."""
     labels = use_case.target.labels
     return np.array([labels.index(one) if labels else one for one in values], dtype=float)
 
 
-def _losses(use_case: UseCase, answers: np.ndarray, actual: np.ndarray) -> np.ndarray:
+def losses_of(use_case: UseCase, answers: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Return squared errors, or 1 for each wrong class, shape (rows,)."""
     if use_case.is_classification:
         return np.asarray(answers != actual, dtype=float)
     return np.asarray((answers - actual) ** 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import alerts, drift, explaining, improve, quality, retraining, story
+from mlops.verbs import alerts, drift, explaining, improve, quality, retraining, story, what_if
 
 __all__ = ["COMMANDS"]
 
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     **quality.COMMANDS,
     **alerts.COMMANDS,
     **improve.COMMANDS,
+    **what_if.COMMANDS,
     **story.COMMANDS,
     **retraining.COMMANDS,
 }
