@@ -1,4 +1,4 @@
-"""A server one part of which is broken, for the story to notice: `python broken.py PART ...`.
+"""Verbs one part of which is broken, for the story to notice: `python broken.py PART ...`.
 
 answers    predictions are off by a millionth
 budget     drift is tested as if nobody had to be spared false alarms
@@ -7,6 +7,8 @@ drift      drift sees nothing
 estimate   the estimate of quality never mutes itself
 alerts     the rule about errors never finds a breach
 counts     when it begins, one prediction is counted no more
+reason     a retraining writes its reason down when it is over
+gates      champion and challenger are measured on the rows of the old world alone
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import sys
 from typing import Any
 
 from mlops.cli import main
-from mlops.loop import alerts
+from mlops.loop import alerts, evidence
+from mlops.loop import retrain as retraining
 from mlops.loop import serve as following
 from mlops.monitor import estimate
 from mlops.monitor.alerts import book
@@ -94,6 +97,21 @@ def counts() -> None:
     PredictionLog.__init__ = forgetful  # type: ignore[method-assign]
 
 
+def reason() -> None:
+    begin, end, held = retraining._begin, retraining._end, []
+    retraining._begin = lambda *arguments: held.append(arguments)
+
+    def late(*arguments: Any) -> None:
+        begin(*held.pop())
+        end(*arguments)
+
+    retraining._end = late
+
+
+def old_world() -> None:
+    evidence.counted = lambda rows, of_old, _: rows.index.to_numpy() < of_old
+
+
 PARTS = {
     "answers": answers,
     "budget": budget,
@@ -102,6 +120,8 @@ PARTS = {
     "estimate": estimates,
     "alerts": rules,
     "counts": counts,
+    "reason": reason,
+    "gates": old_world,
 }
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks import retraining as retraining_benchmark
 from mlops.build.data import kept_file
+from mlops.build.growth import counted
 from mlops.errors import BusyError, TrainingError
 from mlops.improve.decisions import Decision
 from mlops.improve.ledger import Ledger, Version
@@ -29,6 +30,7 @@ from mlops.loop import train as training
 from mlops.loop import watch as watching
 from mlops.loop.alone import alone_at
 from mlops.loop.feedback import feedback
+from mlops.loop.gates import gates
 from mlops.loop.lesson import gather, learnt
 from mlops.loop.predict import predict
 from mlops.loop.report import Silent
@@ -311,6 +313,27 @@ def test_rows_that_came_weigh_what_the_setting_says(known, undrawn, monkeypatch)
     result = again(heavy, only=("LogisticRegression",))
     assert set(seen[0]) == {1.0, 4.0}
     assert result.policy == "rows that came: all, each once; each counts 4 times"
+
+
+def test_rows_to_measure_on_are_as_many_as_they_count_and_always_the_same():
+    rows = pd.DataFrame(np.random.default_rng(1).normal(size=(4_000, 3)))
+    for weight, of_old, of_new in ((4.0, 500, 2_000), (0.25, 2_000, 500), (1.0, 2_000, 2_000)):
+        kept = counted(rows, 2_000, weight)
+        assert abs(kept[:2_000].sum() - of_old) < 80
+        assert abs(kept[2_000:].sum() - of_new) < 80
+        some = rows.iloc[::-1]
+        assert (counted(some, 2_000, weight) == kept[::-1]).all()
+
+
+def test_a_model_that_heeds_what_came_is_not_held_to_what_was(known, undrawn):
+    deliver(known, "may.csv", flowers(100))
+    heavy = known.model_copy(update={"retrain_new_row_weight": 10.0})
+    result = again(heavy, promote_winner=False)
+    assert result.training is not None
+    came = result.training.rows_test - 30
+    judged = gates("iris", result.version, settings=heavy)
+    (compared,) = [one for one in judged.verdicts if one.gate == "not worse than the champion"]
+    assert came <= compared.numbers["rows"] < came + 15
 
 
 # --- what comes of it

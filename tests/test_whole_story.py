@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlops.errors import UsageError
-from mlops.loop.story import chapters
+from mlops.loop.story import chapters, noticed, tale
 from mlops.loop.story.tell import story
 from mlops.loop.story.traffic import PEAK_HOUR, USERS, Traffic
 
@@ -22,6 +22,8 @@ CHAPTER_OF = {
     "estimate": "quality",
     "alerts": "error burst",
     "counts": "kill -9",
+    "reason": "retrain",
+    "gates": "gates",
 }
 
 
@@ -79,11 +81,11 @@ def test_the_story_comes_true_and_is_written_down(home: Path, tmp_path: Path):
 def test_a_broken_part_fails_the_chapter_that_names_it(
     part: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(chapters, "PATIENCE", 10.0)
+    monkeypatch.setattr(tale, "PATIENCE", 10.0)
     chapter = CHAPTER_OF[part]
-    server = [sys.executable, str(BROKEN), part, "serve", "housing"]
+    command = [sys.executable, str(BROKEN), part]
     report = tmp_path / "story.html"
-    told = story(days=21, folder=home, to=report, server=server, until=chapter)
+    told = story(days=21, folder=home, to=report, command=command, until=chapter)
     assert told.failed == chapter, told.why
     assert told.why
     assert f"✗ {chapter}" in report.read_text()
@@ -92,8 +94,8 @@ def test_a_broken_part_fails_the_chapter_that_names_it(
 def test_without_a_champion_the_first_chapter_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(chapters, "train", lambda *_, **__: None)
-    monkeypatch.setattr(chapters, "promote", lambda *_, **__: None)
+    monkeypatch.setattr(noticed, "train", lambda *_, **__: None)
+    monkeypatch.setattr(noticed, "promote", lambda *_, **__: None)
     told = story(folder=tmp_path / "story", to=tmp_path / "story.html")
     assert told.failed == "train"
     assert "nobody is champion" in str(told.why)

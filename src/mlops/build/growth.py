@@ -110,8 +110,26 @@ def lesson_of(
         "rows_reference": len(reference.frame),
         "rows_came": came,
         "policy": policy,
+        "new_row_weight": weight,
     }
     return Lesson(table, parts, stated)
+
+
+def counted(rows: pd.DataFrame, reference_rows: int, weight: float) -> np.ndarray:
+    """Return which rows to measure on where one that came counts `weight` times, shape (n,).
+
+    So many of the more numerous kind are left out, drawn by their fields, that the rest count so:
+    a model that was told to heed what came is not held to what was.
+    """
+    came = rows.index.to_numpy() >= reference_rows
+    keep = np.where(came, min(weight, 1.0), min(1 / weight, 1.0))
+    return np.array(
+        [
+            _below(mark, share, b"counted")
+            for mark, share in zip(field_marks(rows), keep, strict=True)
+        ],
+        dtype=bool,
+    )
 
 
 def split_grown(use_case: UseCase, frame: pd.DataFrame, reference_rows: int) -> Split:
@@ -147,8 +165,13 @@ def field_marks(X: pd.DataFrame) -> list[bytes]:
 
 def _drawn(mark: bytes) -> bool:
     """Whether a row is held out: a fifth of all, and the same ones for ever."""
-    number = int.from_bytes(hashlib.blake2b(mark, digest_size=8).digest(), "big")
-    return number < TEST_SHARE * 2**64
+    return _below(mark, TEST_SHARE)
+
+
+def _below(mark: bytes, share: float, salt: bytes = b"") -> bool:
+    """Whether a row is among this share of all, always the same ones for a salt."""
+    digest = hashlib.blake2b(mark, digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 def _repeated(use_case: UseCase, frame: pd.DataFrame) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlops.build.data import Split, prepare, split
-from mlops.build.growth import field_marks
+from mlops.build.growth import counted, field_marks
 from mlops.build.training import scores
 from mlops.errors import BundleError
 from mlops.improve.gates.evidence import Bands, Cost, Evidence, Paired, Proof
@@ -42,7 +42,7 @@ def gather(
     comparable = other
     if other is not None:
         theirs = learnt(other, use_case, settings)
-        new = _new_to_both(mine, theirs) if mine and theirs else None
+        new = _new_to_both(_counted(mine, bundle), theirs) if mine and theirs else None
         if new is None or new.X_test.empty:
             against += " learnt from other data, which may hold these test rows"
             comparable = None
@@ -89,6 +89,15 @@ def _opened(champion: Version | None, settings: Settings) -> tuple[Bundle | None
         return open_bundle(settings.bundles / champion.bundle, key=settings.signing_key), name
     except BundleError as error:
         return None, f"{name} cannot be opened ({error.message})"
+
+
+def _counted(mine: Split, bundle: Bundle) -> Split:
+    """Return a split with its test rows as the training counted them: see `growth.counted`."""
+    weight = bundle.training.get("new_row_weight", 1.0)
+    if weight == 1:
+        return mine
+    these = counted(mine.X_test, int(bundle.training["rows_reference"]), weight)
+    return dataclasses.replace(mine, X_test=mine.X_test[these], y_test=mine.y_test[these])
 
 
 def _new_to_both(mine: Split, theirs: Split) -> Split:

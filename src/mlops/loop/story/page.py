@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops import clock
 from mlops.build.sheet import sheet
-from mlops.loop.story.chapters import DAY, Day, Story
+from mlops.loop.story.tale import DAY, Day, Story
 
 if TYPE_CHECKING:
     from mlops.loop.story.tell import Told

@@ -14,9 +14,10 @@ from mlops import clock
 from mlops.build.data import write_whole
 from mlops.errors import MlopsError, UsageError
 from mlops.loop.report import Report, Silent
-from mlops.loop.story.chapters import CHAPTERS, DAY, LOOK_EVERY, Happened, Story
+from mlops.loop.story.chapters import CHAPTERS
 from mlops.loop.story.page import page
-from mlops.loop.story.world import World, serving
+from mlops.loop.story.tale import DAY, LOOK_EVERY, Happened, Story
+from mlops.loop.story.world import COMMAND, World
 from mlops.settings import Settings
 from mlops.usecases import find
 
@@ -26,6 +27,8 @@ PACE = {
     "DRIFT_EVERY": f"{LOOK_EVERY / 3600:g}h",
     "DRIFT_BUDGET": "1/365d",
     "ALERT_HOLD_SECONDS": "10",
+    "RETRAIN_WINDOW_DAYS": "21",
+    "RETRAIN_NEW_ROW_WEIGHT": "20",
 }
 """Settings of the story's server: a false alarm a year, for it must not come in these weeks."""
 
@@ -50,15 +53,15 @@ def story(
     to: Path = REPORT,
     folder: Path | None = None,
     report: Report | None = None,
-    server: Sequence[str] | None = None,
+    command: Sequence[str] = COMMAND,
     until: str | None = None,
 ) -> Told:
     """Let months of a service's life pass; assert each step; write what was seen as HTML to `to`.
 
     `days` quiet days come first, of about `a_day` requests each. It takes place in a temporary
     folder, or in `folder`, which stays; a model that is champion there already is not trained
-    again. `server` is the command of another server than the real one, and `until` the last
-    chapter: for tests, which break one part and expect its chapter to fail.
+    again. `command` runs other verbs than the real ones, and `until` is the last chapter: for
+    tests, which break one part and expect its chapter to fail.
 
     Raises `UsageError` for too few days, or a chapter that there is not.
     """
@@ -75,7 +78,7 @@ def story(
     failed = why = None
     with _place(folder) as home:
         settings = _settings(home)
-        world = World(home, begins, server or serving(USE_CASE), **PACE)
+        world = World(USE_CASE, home, begins, command, **PACE)
         tale = Story(find(USE_CASE), settings, world, days, a_day, seed)
         try:
             with report.steps("story", len(names)) as advance:

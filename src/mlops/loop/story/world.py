@@ -27,6 +27,8 @@ from mlops.settings import Settings
 CONNECTIONS = 8
 SECONDS_TO_START = 60
 SECONDS_TO_ANSWER = 30
+SECONDS_OF_A_VERB = 300
+COMMAND = (sys.executable, "-m", "mlops.cli")
 IDLE_SECONDS = 3
 """A connection that did nothing for longer may have been closed by the server."""
 SETTINGS = {field.validation_alias for field in Settings.model_fields.values()}
@@ -45,10 +47,15 @@ class Answered(NamedTuple):
 class World:
     """A server process over `home`, started and killed at will; `now` is what its clock shows.
 
+    `command` runs the project's verbs; the server is one of them.
+
     Messages that its alerts send are in `heard`, oldest first.
     """
 
-    def __init__(self, home: Path, begins: float, command: Sequence[str], **more: str) -> None:
+    def __init__(
+        self, use_case: str, home: Path, begins: float, command: Sequence[str], **more: str
+    ) -> None:
+        self.use_case = use_case
         self.home = home
         self.now = begins
         self.heard: list[dict[str, Any]] = []
@@ -79,7 +86,7 @@ class World:
             self._port = probe.getsockname()[1]
         with (self.home / "server.log").open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  our own command
-                [*self._command, "--port", str(self._port)],
+                [*self._command, "serve", self.use_case, "--port", str(self._port)],
                 cwd=self.home,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -94,6 +101,27 @@ class World:
                 break
             time.sleep(0.05)
         raise ServiceError("the story's server did not start", f"see {self.home / 'server.log'}")
+
+    def run(self, *words: str) -> tuple[int, Any]:
+        """Run a verb of the command line here; return its exit code and what it prints as JSON.
+
+        Raises `ServiceError` with what it complained of, if it prints none.
+        """
+        done = subprocess.run(  # noqa: S603  our own command
+            [*self._command, *words, "--json"],
+            cwd=self.home,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_OF_A_VERB,
+            check=False,
+        )
+        try:
+            return done.returncode, json.loads(done.stdout)
+        except ValueError:
+            says = done.stderr.strip().rpartition("\n")[2]
+            raise ServiceError(f"mlops {' '.join(words)}: {says}", "see above") from None
 
     def kill(self) -> None:
         """End the server as kill -9 does."""
@@ -180,8 +208,3 @@ def _listener(heard: list[dict[str, Any]]) -> type[http.server.BaseHTTPRequestHa
             """Print nothing."""
 
     return Listener
-
-
-def serving(use_case: str) -> list[str]:
-    """Return the command of the real server."""
-    return [sys.executable, "-m", "mlops.cli", "serve", use_case]
