@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,23 @@ def rows(home: Path, use_case: str = "housing") -> list[dict[str, Any]]:
     return query(home, 'SELECT * FROM "{table}" ORDER BY id', use_case)
 
 
-def lines(home: Path, use_case: str = "housing") -> list[dict[str, Any]]:
-    """Return the log file's lines; a torn or garbled one is an error."""
-    content = (home / f"{use_case}logs" / "predictions.log").read_bytes()
-    assert not content or content.endswith(b"\n"), f"torn: {content[-200:]!r}"
-    return [strict_json(line) for line in content.splitlines()]
+def lines(home: Path, use_case: str = "housing") -> Iterator[dict[str, Any]]:
+    """Yield the lines of the log file, the full ones first; a torn or garbled one is an error."""
+    folder = home / f"{use_case}logs"
+    for file in (*sorted(folder.glob("predictions.log.0*")), folder / "predictions.log"):
+        with file.open("rb") as content:
+            for line in content:
+                assert line.endswith(b"\n"), f"torn: {line[-200:]!r}"
+                yield strict_json(line)
 
 
 def check_whole(home: Path, use_case: str = "housing") -> list[dict[str, Any]]:
     """Check that file and database hold the same rows in the same order, each once; return them."""
-    kept, written = rows(home, use_case), lines(home, use_case)
+    kept = rows(home, use_case)
     assert [row["id"] for row in kept] == list(range(1, len(kept) + 1))
     assert len({row["prediction_id"] for row in kept}) == len(kept)
-    assert [line["id"] for line in written] == [row["id"] for row in kept]
-    for row, line in zip(kept, written, strict=True):
+    for row, line in zip(kept, lines(home, use_case), strict=True):
+        assert line["id"] == row["id"]
         assert line["prediction_id"] == row["prediction_id"]
         assert line["inputs"] == json.loads(row["inputs"])
         assert line["prediction"] == row["prediction"]

@@ -73,7 +73,7 @@ def fuzz(trained: Path, folder: Path, *options: str) -> int:
             env=environment(folder, SCHEMATHESIS_HOOKS="fuzz_hooks", PYTHONPATH=str(folder)),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
             check=False,
         )
         assert server.process.poll() is None

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import socket
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from conftest import Server, copy_project, start_server, strict_json
-from traffic import Traffic, post, send
+from traffic import post, send
 
 from mlops.deploy.limits import Limits
 from mlops.loop.serve import limits
@@ -273,50 +270,6 @@ def test_of_several_workers_each_has_its_share_of_the_limits() -> None:
     shared = read_settings(MAX_CONNECTIONS=1000, MAX_WAITING=10, LARGEST_BODY=5000, WORKERS=3)
     assert limits(whole) == Limits(connections=1000, waiting=10, body=5000)
     assert limits(shared) == Limits(connections=334, waiting=4, body=5000)
-
-
-@pytest.mark.slow
-def test_600_slow_sockets_are_closed_and_normal_traffic_has_no_error(
-    trained: Path, tmp_path: Path
-) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2048)), hard))
-    server = start_server(copy_project(trained, tmp_path / "home"))
-    process = psutil.Process(server.process.pid)
-    traffic = Traffic(server.port, [GOOD] * 300_000)
-    answering = threading.Thread(target=traffic.run, args=(8,))
-    slow: list[Raw] = []
-    try:
-        send(server.port, [GOOD] * 500, connections=16)
-        before = process.memory_info().rss
-        answering.start()
-        starts = list(SLOW.values())
-        slow += [Raw(server.port) for _ in range(600)]
-        for number, raw in enumerate(slow):
-            starts[number % len(starts)](raw)
-        started, most = time.monotonic(), 0
-        left: list[Any] = slow
-        while left and time.monotonic() - started < 30:
-            most = max(most, process.memory_info().rss - before)
-            left = [raw for raw in left if not gone(raw.socket)]
-            time.sleep(0.1)
-        took = time.monotonic() - started
-        traffic.stop()
-        answering.join(60)
-        assert not left
-        assert took < 25, f"closed after {took:.1f} s"
-        assert most < 50e6, f"{most / 1e6:.1f} MB more"
-        replies = [traffic.replies[number] for number in traffic.sent]
-        assert len(replies) > 100
-        assert all(reply is not None and reply.status == 200 for reply in replies)
-    finally:
-        traffic.stop()
-        server.kill()
-        if answering.is_alive():
-            answering.join(30)
-        for raw in slow:
-            raw.socket.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def gone(connection: socket.socket) -> bool:

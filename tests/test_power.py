@@ -20,14 +20,21 @@ REQUESTS = 200
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
-@pytest.fixture
-def strace() -> str:
-    """The program, from Debian's package where it is missing."""
+def find_strace() -> str:
+    """The program, from Debian's package where it is missing. Raises `OSError` without it."""
     if shutil.which("strace") is None:
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "strace"]
         if not shutil.which("apt-get") or subprocess.run(install, check=False).returncode:
-            pytest.skip("strace is not here and could not be installed")
+            raise OSError("strace is not here and could not be installed")
     return "strace"
+
+
+@pytest.fixture
+def strace() -> str:
+    try:
+        return find_strace()
+    except OSError as error:
+        pytest.skip(str(error))
 
 
 def traced(strace: str, start: Callable[..., Server], folder: Path, durability: str) -> list[str]:

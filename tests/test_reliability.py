@@ -18,12 +18,17 @@ from benchmarks.reliability import (
     counting,
     forgeries,
     growth,
+    hostile,
+    kills,
     locks,
+    parity,
+    power,
     probes,
     registry,
     replacement,
     restarts,
     rotation,
+    slow_sockets,
     units,
 )
 from benchmarks.reliability.lines import LINES
@@ -52,6 +57,13 @@ def holds(found: Found) -> None:
 
 def is_red(found: Found) -> None:
     assert not found.holds, f"the planted fault was not found: {found.says} ({found.size})"
+
+
+@pytest.mark.timeout(180)
+def test_r1_20_kills_under_load_lose_nothing_double_nothing_and_invent_nothing(
+    world: Worlds,
+) -> None:
+    holds(kills.kills(world(), 20))  # faults are planted in tests/test_kill.py
 
 
 def test_r6_three_processes_rotate_one_log_file_and_keep_20000_lines(world: Worlds) -> None:
@@ -114,6 +126,11 @@ def test_r23_metrics_are_the_log_with_two_workers_kills_and_restarts(world: Worl
 
 
 @pytest.mark.slow
+def test_r2_each_answer_follows_the_sync_of_its_row(world: Worlds) -> None:
+    holds(power.power_cut(world(), 1))
+
+
+@pytest.mark.slow
 def test_r5_20000_rows_by_four_writers_in_company_meet_no_lock(world: Worlds) -> None:
     holds(locks.locked_or_lost(world(), 20_000))
 
@@ -130,9 +147,24 @@ def test_r8_no_worker_answers_with_the_old_version_2_s_after_a_promotion(world: 
 
 
 @pytest.mark.slow
+def test_r12_a_thousand_hostile_requests_are_refused_as_they_should_be(world: Worlds) -> None:
+    holds(hostile.hostile(world(), 1_000))
+
+
+@pytest.mark.slow
+def test_r13_600_slow_sockets_are_closed_and_normal_traffic_has_no_error(world: Worlds) -> None:
+    holds(slow_sockets.slow_sockets(world(), 600))
+
+
+@pytest.mark.slow
 def test_r16_a_worker_that_hangs_or_is_killed_is_replaced_within_10_s(world: Worlds) -> None:
     holds(replacement.replacements(world(), 2))
     is_red(replacement.replacements(world("never-replace"), 1))
+
+
+@pytest.mark.slow
+def test_r20_rows_on_thresholds_get_the_answers_of_training(world: Worlds) -> None:
+    holds(parity.parity(world(), 40_000))
 
 
 @pytest.mark.slow
@@ -155,7 +187,7 @@ def test_the_page_has_the_lines_the_columns_and_the_limits_that_the_command_prin
     assert [columns(row)[:5] for row in published] == [columns(row)[:5] for row in printed]
     assert columns(published[0]) == list(bench.COLUMNS)
     for row in published[1:]:
-        assert columns(row)[6] in {"holds", "**red**", bench.NOT_MEASURED}
+        assert columns(row)[6] in {"holds", bench.REACHED, "**red**", bench.NOT_MEASURED}
 
 
 def test_the_command_prints_a_row_a_line_and_ends_with_1_if_one_is_red(
@@ -188,6 +220,30 @@ def test_the_command_prints_a_row_a_line_and_ends_with_1_if_one_is_red(
         ("R10", "3 lost", "**red**"),
         ("R98", "AssertionError: no answer", "**red**"),
     ]
+
+
+def test_a_goal_is_reached_by_a_whole_run_that_keeps_the_limit_of_the_goal(trained: Path) -> None:
+    [line] = [line for line in LINES if line.name == "R10"]
+
+    def verdict(scale: str, *, goal: bool = True, seconds: float = 60) -> str:
+        def measure(world: World, size: int) -> Found:
+            done = len(list(world.rounds(size)))
+            return Found("", True, f"{done} rounds", goal=goal)
+
+        one = dataclasses.replace(line, measure=measure, sizes=(2, 3))
+        return bench.cells(one, bench.run(one, trained, scale, 1, seconds))[6]
+
+    assert verdict("must") == "holds"
+    assert verdict("goal") == verdict("4") == bench.REACHED
+    assert verdict("goal", goal=False) == "holds"
+    assert verdict("goal", seconds=0) == "holds", "it was cut short"
+
+
+def test_tests_beside_a_measure_are_told_of_too() -> None:
+    measured, tested = Found("0 lost", True, "3 kills"), Found("1 tests passed", False, "1 runs")
+    assert bench._both(measured, tested) == Found("0 lost; 1 tests passed", False, "3 kills")
+    assert bench._both(None, tested) == tested
+    assert bench._both(measured, None) == measured
 
 
 def test_every_test_that_a_line_is_measured_by_is_there() -> None:

@@ -10,6 +10,7 @@ the table into docs/reliability.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import os
 import platform
@@ -29,16 +30,21 @@ from benchmarks.reliability.world import ROOT, Found, World
 PAGE = ROOT / "docs" / "reliability.md"
 COLUMNS = ("line", "what", "recipe", "must", "goal", "found", "verdict", "size", "seconds")
 NOT_MEASURED = "not measured"
+REACHED = "reaches the goal"
 SHORTEST = 600.0
-"""Seconds that tests may take to run once, whatever the time that is left."""
+"""Seconds that tests may take to run once."""
 MARK = "<!-- what follows is written by: make bench-reliability ARGS=--write -->"
 
 
 class Row(NamedTuple):
-    """What a run of a line gave. `found` is None if it was not measured."""
+    """What a run of a line gave. `found` is None if it was not measured.
+
+    `whole` is whether it was as long as the goal asks for.
+    """
 
     found: Found | None
     seconds: float
+    whole: bool = False
 
 
 def cells(line: Line, row: Row | None) -> tuple[str, ...]:
@@ -46,7 +52,9 @@ def cells(line: Line, row: Row | None) -> tuple[str, ...]:
     known = (line.name, line.what, line.recipe, line.must, line.goal)
     if row is None or row.found is None:
         return (*known, "", NOT_MEASURED, "", f"{row.seconds:.0f}" if row else "")
-    verdict = "holds" if row.found.holds else "**red**"
+    verdict = "**red**"
+    if row.found.holds:
+        verdict = REACHED if row.found.goal and row.whole else "holds"
     return (*known, row.found.says, verdict, row.found.size, f"{row.seconds:.0f}")
 
 
@@ -87,32 +95,42 @@ def run(line: Line, trained: Path, scale: str, seed: int, seconds: float) -> Row
     """Measure one line within some seconds: what has rounds ends with the round it is in."""
     size = {"must": line.sizes[0], "goal": line.sizes[1]}.get(scale) or int(scale)
     started = time.monotonic()
-    deadline = started + seconds
+    world = World(trained, seed=seed, deadline=started + seconds)
     try:
-        if line.tests:
-            found = _by_tests(line.tests, size, trained, deadline)
-        elif line.measure is None:
-            found = None
-        else:
-            with World(trained, seed=seed, deadline=deadline) as world:
+        found = None
+        if line.measure is not None:
+            with world:
                 found = line.measure(world, size)
-    except (AssertionError, OSError) as error:  # the harness could not go on: that is red
+        if line.tests:
+            found = _both(found, _by_tests(line.tests, 1 if found else size, world))
+    except (AssertionError, OSError, ValueError) as error:  # it could not go on: that is red
+        print(error, file=sys.stderr)
         found = Found(f"{type(error).__name__}: {error}"[:200], False, f"of {size}")
-    return Row(found, time.monotonic() - started)
+    whole = size >= line.sizes[1] and not world.out_of_time
+    return Row(found, time.monotonic() - started, whole)
 
 
-def _by_tests(tests: Sequence[str], times: int, trained: Path, deadline: float) -> Found | None:
+def _both(measured: Found | None, tested: Found | None) -> Found | None:
+    """Return what was measured, and what tests say beside it."""
+    if measured is None or tested is None:
+        return measured or tested
+    return dataclasses.replace(
+        measured,
+        says=f"{measured.says}; {tested.says}",
+        holds=measured.holds and tested.holds,
+    )
+
+
+def _by_tests(tests: Sequence[str], times: int, world: World) -> Found | None:
     """Run tests so many times, or as often as there is time for."""
     passed = done = 0
     failures: list[str] = []
     names = [f"tests/{test}" for test in tests]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
-    for turn in range(times):
-        left = deadline - time.monotonic()
-        if turn and left < 0:
-            break
-        ended = _pytest([*command, f"--trained={trained}", *names], max(left, SHORTEST))
+    for _ in world.rounds(times):
+        ended = _pytest([*command, f"--trained={world.trained}", *names], SHORTEST)
         if ended is None:
+            world.out_of_time = True
             break
         says, code = ended
         passed += sum(int(n) for n in re.findall(r"(\d+) passed", says))

@@ -9,13 +9,20 @@ from benchmarks.reliability import (
     champions,
     counting,
     forgeries,
+    fuzzing,
     growth,
+    hostile,
+    kills,
     locks,
+    overload,
+    parity,
+    power,
     probes,
     registry,
     replacement,
     restarts,
     rotation,
+    slow_sockets,
     units,
 )
 from benchmarks.reliability.world import Found, World
@@ -27,7 +34,7 @@ Measure = Callable[[World, int], Found]
 class Line:
     """One line. `sizes` are those of the "must" and of the "goal", in the harness' own unit.
 
-    `tests` are measured by running these tests so many times.
+    Where there are `tests`, these are run too; so many times, if nothing else is measured.
     """
 
     name: str
@@ -47,8 +54,8 @@ LINES = (
         "16 connections; ids the client holds against database and file; half resend",
         "0 in 20 kills",
         "0 in 1,000",
-        tests=("test_kill.py",),
-        sizes=(1, 50),
+        sizes=(20, 1_000),
+        measure=kills.kills,
     ),
     Line(
         "R2",
@@ -56,7 +63,8 @@ LINES = (
         "order of fdatasync and send under strace",
         "100 %",
         "100 %, at most 40 % of throughput lost",
-        tests=("test_power.py",),
+        sizes=(3, 3),
+        measure=power.power_cut,
     ),
     Line(
         "R3",
@@ -141,8 +149,8 @@ LINES = (
         "schemathesis over the server's own document",
         "0 in 2,000",
         "0 in 250,000",
-        tests=("test_fuzz.py",),
-        sizes=(1, 100),
+        sizes=(2_000, 250_000),
+        measure=fuzzing.fuzzed,
     ),
     Line(
         "R12",
@@ -151,7 +159,8 @@ LINES = (
         "422 in strict JSON that names the field",
         "5,000 cases, each < 50 ms",
         tests=("test_hostile.py",),
-        sizes=(1, 10),
+        sizes=(1_000, 5_000),
+        measure=hostile.hostile,
     ),
     Line(
         "R13",
@@ -160,6 +169,8 @@ LINES = (
         "normal traffic 0 errors, < 50 MB",
         "600 slow sockets closed in 15 s, < 20 MB",
         tests=("test_limits.py",),
+        sizes=(600, 600),
+        measure=slow_sockets.slow_sockets,
     ),
     Line(
         "R14",
@@ -167,7 +178,8 @@ LINES = (
         "open loop on 900 connections",
         "60 %, 503 in 200 ms",
         "90 %, 20 ms",
-        tests=("test_overload.py",),
+        sizes=(1, 3),
+        measure=overload.three_times_too_many,
     ),
     Line(
         "R15",
@@ -221,7 +233,8 @@ LINES = (
         "0 differing",
         "0 in 1,000,000",
         tests=("test_parity.py", "test_parity_over_http.py"),
-        sizes=(1, 20),
+        sizes=(25_000, 1_000_000),
+        measure=parity.parity,
     ),
     Line(
         "R21",

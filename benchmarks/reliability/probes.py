@@ -43,4 +43,5 @@ def probes(world: World, seconds: int = 5) -> Found:
         f"p50 {1e3 * quantile(took, 0.5):.0f} ms, p99 {1e3 * p99:.0f} ms, {ill} not ready",
         p99 <= 0.5 and not ill and not idle,
         f"{len(took)} probes beside {answered:,} batches of {ROWS}",
+        goal=p99 <= 0.05,
     )

@@ -47,4 +47,5 @@ def replacements(world: World, number: int = 2) -> Found:
         + (f", {gone_for_good} never replaced" if gone_for_good else ""),
         not gone_for_good,
         f"{done} workers",
+        goal=max(slowest.values()) <= 2,
     )

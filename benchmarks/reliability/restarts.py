@@ -105,4 +105,5 @@ def restarts(world: World, number: int = 5) -> Found:
         f"{lost} acknowledged lost, {reset} reset, {refused} refused",
         not lost and len(acked) > 20 * done and not any(codes),
         f"{done} restarts, {len(acked):,} answers",
+        goal=not reset,
     )

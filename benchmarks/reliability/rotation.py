@@ -33,7 +33,7 @@ def rotation(world: World, lines: int = 20_000) -> Found:
     All files together must hold each row of the database once and in order.
     """
     folder = world.folder()
-    groups = max(1, lines // (WRITERS * GROUP))
+    groups = -(-lines // (WRITERS * GROUP))
     names = [str(number) for number in range(WRITERS)]
     writers = [start_script(WRITE, folder, name, groups, world.fault or "none") for name in names]
     codes = [writer.wait(600) for writer in writers]

@@ -49,7 +49,12 @@ def unit_mistakes(world: World, rows: int = 500) -> Found:
     says.append(f"honest rows {honest:.2%}")
     if missed:
         says.append("mostly missed: " + ", ".join(missed))
-    return Found("; ".join(says), min(shares) >= 0.9 and honest <= 0.01, f"{tried:,} spoilt rows")
+    return Found(
+        "; ".join(says),
+        min(shares) >= 0.9 and honest <= 0.01,
+        f"{tried:,} spoilt rows",
+        goal=min(shares) >= 0.98,
+    )
 
 
 def mistakes(use_case: UseCase, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

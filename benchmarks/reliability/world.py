@@ -22,11 +22,15 @@ FAULTY = ROOT / "tests" / "faulty.py"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """What a harness saw: in words, whether the "must" holds, and how much it tried."""
+    """What a harness saw: in words, whether the "must" holds, and how much it tried.
+
+    `goal` is whether the goal's limit holds too, where that is a stricter one than the must's.
+    """
 
     says: str
     holds: bool
     size: str
+    goal: bool = True
 
 
 class World:
@@ -43,6 +47,7 @@ class World:
         self.chance = random.Random(seed)
         self.fault = fault
         self.deadline = deadline
+        self.out_of_time = False
         self._folders: list[Path] = []
         self._servers: list[Server] = []
 
@@ -78,6 +83,7 @@ class World:
         """Count up to `number`, or for as long as there is time; at least one round."""
         for turn in range(number):
             if turn and self.deadline is not None and time.monotonic() > self.deadline:
+                self.out_of_time = True
                 return
             yield turn
 
