@@ -5,10 +5,13 @@ Not run where Chromium is neither there nor to be installed; continuous integrat
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import Server, copy_project, free_port, mlops, start_server
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from mlops.improve.ledger import Ledger
 from mlops.loop.serve import open_log
 from mlops.records import Submission
 from mlops.settings import read_settings
@@ -39,6 +43,8 @@ PAGES = {
     "predictions": "/dashboard/housing/predictions",
     "prediction": "/dashboard/housing/prediction?id={id}",
     "no such prediction": "/dashboard/iris/prediction?id=nobody",
+    "ledger": "/dashboard/housing/ledger",
+    "ledger of all": "/dashboard/ledger",
 }
 SCRIPT = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
@@ -73,7 +79,23 @@ def project(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     log.append([Submission((planted,))])
     log.close()
+    decided(home)
     return home
+
+
+def decided(home: Path) -> None:
+    """Plant a second version of housing that a gate kept out, forced in, and rolled back again."""
+    with Ledger(read_settings(MLOPS_HOME=home).state_database) as ledger:
+        first = ledger.version("housing", 1)
+        second = dataclasses.replace(first, version=2, candidate="Planted")
+        ledger.register(second, reason="trained again", evidence=[{"scores": {"r2_score": 0.7}}])
+        said = {"gate": "fair between bands", "says": SCRIPT, "numbers": {}, "blocks": True}
+        evidence = [{**said, "outcome": "fail"}, {**said, "outcome": "cannot tell"}]
+        ledger.refuse(second, previous=1, reason=SCRIPT, evidence=evidence, rule="gates", by="ann")
+        ledger.promote(second, expected=1, reason="forced: mine", evidence=evidence, rule="force")
+        ledger.promote(
+            first, expected=2, reason="no", evidence=[], action="rollback", rule="rollback", by="bo"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +163,7 @@ def test_each_page_loads_without_complaint_asks_nobody_else_is_accessible_and_fi
             page.locator(".big").wait_for()
         if name == "housing":
             page.get_by_label("Errors, held-out rows").check()
+        if name in ("housing", "ledger"):
             for summary in page.locator("summary").all():
                 summary.click()
         found = axe.run(page, options=RULES)
@@ -279,6 +302,59 @@ def test_filters_find_and_keep_to_the_address_and_lead_to_a_prediction(watched: 
     expect(page.locator("#lineage")).to_contain_text("answers now")
 
 
+def test_the_ledger_shows_each_decision_with_its_evidence_and_finds_what_is_asked(
+    watched: Watched,
+) -> None:
+    page = watched.open("/dashboard/housing/ledger")
+    expect(page.locator(".chain .badge")).to_have_text("✓ whole")
+    lines = page.locator(".decision")
+    before = lines.count()
+    expect(lines.first).to_contain_text("▼ rolled back")
+    expect(lines.first).to_contain_text("version 1 again, after version 2")
+    page.get_by_label("Decision", exact=True).select_option("keep")
+    page.get_by_role("button", name="Search").click()
+    expect(lines).to_have_count(1)
+    assert "action=keep" in page.url
+    expect(lines).to_contain_text("ann · rule gates")
+    expect(lines.locator("table")).to_be_hidden()
+    lines.locator("summary").click()
+    expect(lines.locator("tbody tr")).to_have_count(2)
+    expect(lines.locator("tbody")).to_contain_text("✕ fail")
+    expect(lines.locator("tbody")).to_contain_text(SCRIPT)
+    assert page.title() != "owned"
+    page.reload()
+    expect(lines).to_have_count(1)
+    page.get_by_label("Search", exact=True).fill("no line has this")
+    page.keyboard.press("Enter")
+    expect(page.locator(".absent")).to_have_text("No line fits.")
+    page.get_by_role("button", name="Clear").click()
+    expect(lines).to_have_count(before)
+    page = watched.open("/dashboard/ledger")
+    expect(page.locator(".decision", has_text="Iris").first).to_be_visible()
+
+
+def test_a_ledger_that_somebody_changed_is_said_to_be_broken(
+    chromium: Browser, trained: Path, tmp_path: Path
+) -> None:
+    home = copy_project(trained, tmp_path / "home")
+    decided(home)
+    with contextlib.closing(sqlite3.connect(home / "models" / "state.db")) as state:
+        state.execute("DROP TRIGGER decisions_are_not_changed")
+        state.execute("UPDATE decisions SET evidence = '{}' WHERE action = 'keep'")
+        state.commit()
+    server = start_server(home)
+    page = chromium.new_page()
+    try:
+        Watched(page, server).open("/dashboard/housing/ledger")
+        expect(page.locator(".chain .badge")).to_have_text("✕ broken")
+        expect(page.locator(".chain")).to_contain_text("is not what was written")
+        assert page.locator(".decision", has_text="kept out").count() == 0
+        assert page.locator(".decision", has_text="trained again").count() == 1
+    finally:
+        page.close()
+        server.stop()
+
+
 def test_what_is_logged_never_becomes_html(watched: Watched) -> None:
     for path in ("predictions?search=planted", "prediction?id=planted"):
         page = watched.open(f"/dashboard/housing/{path}")
@@ -298,7 +374,7 @@ def test_the_keyboard_alone_reaches_everything(watched: Watched) -> None:
         reached.append(page.evaluate("document.activeElement.textContent.trim()"))
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline != "none", reached[-1]
-    assert reached[1:5] == ["Overview", "California Housing", "Iris", "API"]
+    assert reached[1:6] == ["Overview", "California Housing", "Iris", "Ledger", "API"]
     assert {"Dark", "API key", "Try it", "Predictions"} <= set(reached)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mlops.dashboard.routes import describe
 from mlops.deploy.app import App, build_app
 from mlops.deploy.service import Service
 from mlops.errors import MlopsError
-from mlops.improve.ledger import Version
+from mlops.improve.ledger import Ledger, Version
 from mlops.loop.dashboard import pages
 from mlops.monitor.log import PredictionLog
 from mlops.records import Metrics, Totals
@@ -163,7 +164,11 @@ def world(tmp_path: Path) -> Iterator[World]:
         log.close()
 
 
-PAGES = ["/dashboard", *(f"/dashboard/{name}{v}" for name in ("housing", "iris") for v in VIEWS)]
+PAGES = [
+    "/dashboard",
+    "/dashboard/ledger",
+    *(f"/dashboard/{name}{v}" for name in ("housing", "iris") for v in VIEWS),
+]
 
 
 def test_every_page_loads_only_its_own_files_and_runs_nothing_inline(world):
@@ -204,13 +209,13 @@ def test_modules_ask_only_this_server_and_make_no_html_of_text():
 def test_pages_are_open_and_what_they_show_needs_a_key_that_reads(world):
     world.app.access.take(list(KEYS.values()))
     data = ["/overview", "/housing/overview", "/iris/predictions", "/iris/schema"]
-    data += ["/housing/diagnosis"]
+    data += ["/housing/ledger", "/ledger", "/housing/diagnosis"]
     for path, answer in zip(PAGES, world.ask(*PAGES), strict=True):
         assert answer.status == 200, path
     assert world.ask("/dashboard/site.json")[0].status == 200
     assert {answer.status for answer in world.ask(*data)} == {401}
     assert {answer.status for answer in world.ask(*data, headers=bearer("predict"))} == {403}
-    assert {answer.status for answer in world.ask(*data[:4], headers=bearer("read"))} == {200}
+    assert {answer.status for answer in world.ask(*data[:6], headers=bearer("read"))} == {200}
     own = [answer.status for answer in world.ask(*data[:3], headers=bearer("iris alone"))]
     assert own == [403, 403, 200]
 
@@ -228,8 +233,8 @@ def test_of_one_use_case_the_routes_stand_at_the_root(tmp_path):
     assert site.json["use_cases"] == [
         {"name": "iris", "title": "Iris", "task": "classification", "routes": ""}
     ]
-    answers = world.ask("/overview", "/predictions", "/schema", "/iris/schema")
-    assert [answer.status for answer in answers] == [200, 200, 200, 404]
+    answers = world.ask("/overview", "/predictions", "/schema", "/ledger", "/iris/schema")
+    assert [answer.status for answer in answers] == [200, 200, 200, 200, 404]
     world.logs["iris"].close()
 
 
@@ -264,6 +269,82 @@ def test_a_search_that_cannot_be_is_refused_by_field(world):
     for query, answer in zip(queries, answers, strict=True):
         assert answer.status == 422, query
         assert answer.json["detail"][0]["loc"] == ["query", query.partition("=")[0]]
+
+
+def decide(world: World) -> None:
+    """Two versions of housing with four lines about them, and one line about iris between."""
+    with Ledger(world.settings.state_database) as ledger:
+        versions = [Version("housing", number, "b", "Tree", "r", "2026") for number in (1, 2)]
+        for version in (*versions, Version("iris", 1, "b", "Tree", "r", "2026")):
+            ledger.register(version)
+        ledger.promote(versions[0], expected=None, reason="the first", evidence=[], rule="gates")
+        ledger.promote(
+            Version("iris", 1, "b", "Tree", "r", "2026"), expected=None, reason="", evidence=[]
+        )
+        said = {"gate": "size", "outcome": "fail", "says": "large", "numbers": {"mb": 9.5}}
+        ledger.refuse(
+            versions[1], previous=1, reason="TOO large", evidence=[said], rule="gates", by="ann"
+        )
+        ledger.promote(versions[1], expected=1, reason="mine", evidence=[said], rule="force")
+        ledger.promote(versions[0], expected=2, reason="", evidence=[], action="rollback")
+
+
+def lines(answer: tiny.Answer) -> list[int]:
+    return [one["id"] for one in answer.json["decisions"]]
+
+
+def test_the_ledger_is_read_newest_first_in_stretches_and_by_what_is_asked(world):
+    [empty] = world.ask("/housing/ledger")
+    assert empty.json["decisions"] == []
+    assert empty.json["chain"]["whole"]
+    decide(world)
+    paths = ["/ledger", "/housing/ledger", "/iris/ledger", "/ledger?limit=2", "/ledger?before=4"]
+    paths += ["/ledger?action=promote", "/housing/ledger?version=2", "/ledger?search=too+LARGE"]
+    paths += ["/ledger?search=force&limit=1", "/ledger?before=1"]
+    found = world.ask(*paths)
+    assert [lines(one) for one in found] == [
+        *([5, 4, 3, 2, 1], [5, 4, 3, 1], [2], [5, 4], [3, 2, 1]),
+        *([4, 2, 1], [5, 4, 3], [3], [4], []),
+    ]
+    assert [one.json["before"] for one in found] == [*(None,) * 3, 4, *(None,) * 6]
+    assert found[3].json["found"] == 5
+    assert found[2].json["actions"] == ["promote"]
+    kept = found[7].json["decisions"][0]
+    assert (kept["decided_by"], kept["evidence"][0]["numbers"]) == ("ann", {"mb": 9.5})
+    assert found[0].json["chain"] == {
+        "whole": True,
+        "lines": 5,
+        "head": found[0].json["decisions"][0]["hash"],
+        "trouble": "",
+        "line": None,
+    }
+    for query in ("limit=0", "limit=1001", "before=0", "version=-1", f"search={'x' * 201}"):
+        assert world.ask(f"/ledger?{query}")[0].status == 422
+
+
+@pytest.mark.parametrize("evidence", ["'[]'", "'{}'", "'no json'", "x'00ff'", "NULL || 1"])
+def test_of_a_ledger_that_was_changed_the_lines_before_are_shown_and_the_trouble_is(
+    world, evidence
+):
+    decide(world)
+    with contextlib.closing(sqlite3.connect(world.settings.state_database)) as state:
+        state.execute("DROP TRIGGER decisions_are_not_changed")
+        state.execute("PRAGMA ignore_check_constraints = 1")
+        state.execute(f"UPDATE OR IGNORE decisions SET evidence = {evidence} WHERE id = 4")
+        state.execute("UPDATE decisions SET reason = 'x' WHERE id = 4")
+        state.commit()
+    answer, other = world.ask("/ledger", "/iris/ledger")
+    assert (answer.status, lines(answer), lines(other)) == (200, [3, 2, 1], [2])
+    assert not answer.json["chain"]["whole"]
+    assert answer.json["chain"]["line"] == other.json["chain"]["line"] == 4
+    assert "not what was written" in answer.json["chain"]["trouble"]
+
+
+def test_a_state_database_that_is_away_is_said_to_be(world):
+    world.settings.state_database.parent.mkdir(parents=True, exist_ok=True)
+    world.settings.state_database.write_bytes(b"no database " * 999)
+    [answer] = world.ask("/ledger")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
 
 
 def test_the_schema_says_all_that_a_form_needs():

@@ -56,6 +56,7 @@ PAGES = {
     "try": "/housing/try",
     "predictions": "/housing/predictions?told=true&min=3",
     "prediction": "/housing/prediction?id={id}",
+    "ledger": "/ledger",
 }
 
 

@@ -17,12 +17,12 @@ POLICY = (
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-VIEWS = ("", "/try", "/predictions", "/prediction")
+VIEWS = ("", "/try", "/predictions", "/prediction", "/ledger")
 """Of each use case. Which prediction is meant stands in the query: `?id=`."""
 
 
 def add_pages(router: APIRouter, names: tuple[str, ...]) -> None:
-    """Add `/dashboard`, the pages of each use case below it, and their assets."""
+    """Add `/dashboard`, the ledger of all, the pages of each use case, and their assets."""
 
     def page(request: Request) -> Response:
         root = html.escape(request.scope.get("root_path", ""), quote=True)
@@ -37,7 +37,7 @@ def add_pages(router: APIRouter, names: tuple[str, ...]) -> None:
         suffix = name[name.rindex(".") :]
         return Response(_file(name), media_type=TYPES[suffix])
 
-    for path in ("", *(f"/{name}{view}" for name in names for view in VIEWS)):
+    for path in ("", "/ledger", *(f"/{name}{view}" for name in names for view in VIEWS)):
         router.add_api_route(
             f"/dashboard{path}", page, methods=["GET", "HEAD"], include_in_schema=False
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import functools
+import heapq
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
@@ -16,8 +18,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
+from mlops.dashboard import ledger
 from mlops.dashboard.overview import Seen, overview
 from mlops.dashboard.pages import add_pages
+from mlops.improve.chain import Verification
+from mlops.improve.decisions import Decision
 from mlops.monitor import search
 from mlops.usecase import UseCase
 
@@ -31,7 +36,7 @@ class Subject:
 
     `search` returns rows as JSON has them. `model` returns the version that answers, its bundle's
     signature and its reference profile; `diagnosis` what training measured of it on held-out rows.
-    Both return None where there is none.
+    Both return None where there is none. `decisions` reads the ledger's lines about it.
     """
 
     use_case: UseCase
@@ -39,6 +44,7 @@ class Subject:
     search: Callable[[search.Query], tuple[list[dict[str, Any]], search.Found]]
     model: Callable[[], tuple[int, dict[str, Any], dict[str, Any]] | None]
     diagnosis: Callable[[], dict[str, Any] | None]
+    decisions: ledger.Read
 
 
 class LoggedPrediction(BaseModel):
@@ -91,17 +97,19 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 def dashboard(subjects: Sequence[Subject], version: str) -> APIRouter:
     """Return all routes: those of several use cases under their names, the first's at the root too.
 
-    The root's overview is of all.
+    The root's overview and ledger are of all.
     """
     router = APIRouter(tags=["dashboard"])
     combined = len(subjects) > 1
     prefixes = {s.use_case.name: f"/{s.use_case.name}" if combined else "" for s in subjects}
     add_pages(router, tuple(prefixes))
     _add_overview(router, "/overview", subjects)
+    ledger.add_ledger(router, "/ledger", functools.partial(_all_decisions, subjects))
     places = [("", subjects[0]), *((f"/{s.use_case.name}", s) for s in subjects if combined)]
     for prefix, subject in places:
         if prefix:
             _add_overview(router, f"{prefix}/overview", [subject])
+            ledger.add_ledger(router, f"{prefix}/ledger", subject.decisions)
         _add_search(router, prefix, subject)
         _add_schema(router, prefix, subject)
         _add_diagnosis(router, prefix, subject)
@@ -123,6 +131,13 @@ def dashboard(subjects: Sequence[Subject], version: str) -> APIRouter:
 
     router.add_api_route("/dashboard/site.json", site, methods=["GET"], include_in_schema=False)
     return router
+
+
+def _all_decisions(subjects: Sequence[Subject]) -> tuple[Sequence[Decision], Verification]:
+    """Return the lines about all, in order; the chain is the same whoever reads it."""
+    read = [subject.decisions() for subject in subjects]
+    lines = heapq.merge(*(decisions for decisions, _ in read), key=lambda one: one.id)
+    return list(lines), read[-1][1]
 
 
 def _add_overview(router: APIRouter, path: str, subjects: Sequence[Subject]) -> None:

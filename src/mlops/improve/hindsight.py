@@ -24,7 +24,7 @@ Champions = tuple[int | None, ...]
 """Who may have been champion: one, or several where that cannot be told. None: nobody yet."""
 Would = Literal["promoted", "kept", "rolled back", "nothing", "cannot tell"]
 
-TRIALS = ("better", "worse", "cannot tell yet")
+TRIALS = ("better", "worse", "cannot tell yet", "cannot tell")
 DAY = datetime.timedelta(days=1)
 NOBODY: Champions = (None,)
 

@@ -289,15 +289,17 @@ class Ledger:
         with transaction(self._database):
             decide(self._database, action, use_case, version, previous, reason, evidence, rule, by)
 
-    def decisions(self, use_case: str | None = None) -> list[Decision]:
-        """Return the decisions about a use case, or all, oldest first.
+    def decisions(
+        self, use_case: str | None = None, *, before: int | None = None
+    ) -> list[Decision]:
+        """Return the decisions about a use case, or all, oldest first; those before a line.
 
         Raises `DataError` for a line that somebody made unreadable.
         """
         return [
             decisions.read(line, stored)
             for line, stored in decisions.lines(self._database)
-            if use_case in (None, line["use_case"])
+            if use_case in (None, line["use_case"]) and (before is None or line["id"] < before)
         ]
 
     def before(self, champion: Version) -> int | None:

@@ -16,6 +16,8 @@ from mlops.dashboard.routes import Subject, dashboard
 from mlops.deploy.alerts import Alerts
 from mlops.deploy.service import Service
 from mlops.errors import LogUnavailableError, MlopsError
+from mlops.improve.chain import Verification
+from mlops.improve.decisions import Decision
 from mlops.improve.ledger import Ledger, Version
 from mlops.monitor import search
 from mlops.monitor.log import PredictionLog
@@ -58,6 +60,7 @@ def _subject(
         functools.partial(_search, service.use_case.name, logs),
         model,
         diagnosis,
+        functools.partial(_decisions, service.use_case.name, settings),
     )
 
 
@@ -96,6 +99,15 @@ async def _look(
 def _versions(name: str, settings: Settings) -> list[Version]:
     with Ledger(settings.state_database) as ledger:
         return ledger.versions(name)
+
+
+def _decisions(
+    name: str, settings: Callable[[], Settings]
+) -> tuple[Sequence[Decision], Verification]:
+    """Return the lines that can be trusted: all, or those before the first that is broken."""
+    with Ledger(settings().state_database) as ledger:
+        chain = ledger.verify()
+        return ledger.decisions(name, before=chain.line), chain
 
 
 def _search(

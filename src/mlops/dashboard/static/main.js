@@ -2,6 +2,7 @@
 
 import { get, key, live, root, Trouble } from "./api.js";
 import { absent, h } from "./dom.js";
+import { ledger } from "./ledger.js";
 import { overview } from "./overview.js";
 import { prediction } from "./prediction.js";
 import { predictions } from "./predictions.js";
@@ -9,7 +10,9 @@ import { tryIt } from "./try.js";
 import { useCase } from "./usecase.js";
 
 const main = document.getElementById("main");
-const VIEWS = { "": ["Monitor", useCase], try: ["Try it", tryIt], predictions: ["Predictions", predictions] };
+const VIEWS = {
+  "": ["Monitor", useCase], try: ["Try it", tryIt], predictions: ["Predictions", predictions], ledger: ["Ledger", ledger],
+};
 
 function theme() {
   const button = document.getElementById("theme");
@@ -58,6 +61,7 @@ function places(site, name, view) {
       h("li", {}, h("a", { href: `${root}/dashboard`, ...here(!name) }, "Overview")),
       site.use_cases.map((one) =>
         h("li", {}, h("a", { href: `${root}/dashboard/${one.name}`, ...(one.name === name ? { "aria-current": view ? "true" : "page" } : {}) }, one.title))),
+      h("li", {}, h("a", { href: `${root}/dashboard/ledger`, ...here(name === "ledger") }, "Ledger")),
       h("li", {}, h("a", { href: `${root}/docs` }, "API"))));
 }
 
@@ -77,6 +81,13 @@ async function start() {
   const site = await get("/dashboard/site.json");
   places(site, name, view);
   const one = site.use_cases.find((each) => each.name === name);
+  if (name === "ledger") {
+    document.title = "Ledger · mlops";
+    main.append(h("div", { class: "title" }, h("h1", {}, "Ledger"), h("p", { class: "headline" }, "Every decision about every version, newest first.")));
+    await ledger(main, null, site);
+    await live(() => get("/health/live"), () => {}, () => {}, 5);
+    return;
+  }
   if (!one) {
     document.title = "Overview · mlops";
     await overview(main, site);

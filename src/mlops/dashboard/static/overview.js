@@ -5,7 +5,7 @@ import { series } from "./charts.js";
 import { absent, badge, counted, h, milliseconds, number, percent, say, table, when, words } from "./dom.js";
 
 /** A figure with its name; `set` changes what it says. */
-export function tile(name, note) {
+function tile(name, note) {
   const value = h("dd", {}, "–");
   const remark = h("dd", { class: "note" }, note || "");
   return {
@@ -18,7 +18,7 @@ export function tile(name, note) {
 }
 
 /** The sentence on a use case, with a sign that does without its colour. */
-export function verdict() {
+function verdict() {
   const state = badge("", "…");
   const text = h("p", { class: "sentence" }, "");
   return {
@@ -32,7 +32,7 @@ export function verdict() {
 }
 
 /** The live figures of a use case, shared by its own page and the overview. */
-export function figures() {
+function figures() {
   const rate = tile("Requests");
   const p95 = tile("Latency p95");
   const errors = tile("Errors");
@@ -57,7 +57,7 @@ export function figures() {
 }
 
 /** The whole minutes of the last hour, and as the last point the minute that ends now. */
-export function minutes(one) {
+function minutes(one) {
   const now = one.traffic.minute;
   if (!now) return one.minutes;
   const { p50, p95 } = now.response_time_ms;
@@ -67,7 +67,7 @@ export function minutes(one) {
 }
 
 /** Requests a minute, with errors in them, over the last hour. */
-export function trafficChart(title, height = 150) {
+function trafficChart(title, height = 150) {
   return series(title, {
     height,
     marks: [
@@ -77,7 +77,7 @@ export function trafficChart(title, height = 150) {
   });
 }
 
-export function latencyChart(title, height = 150) {
+function latencyChart(title, height = 150) {
   return series(title, {
     height,
     unit: "ms",
@@ -88,7 +88,7 @@ export function latencyChart(title, height = 150) {
   });
 }
 
-export function versions(one) {
+function versions(one) {
   if (!one.versions.length) return absent("No version is registered here.");
   return table(`Versions of ${one.title}`, ["Version", "Candidate", "Predictions", "p95", "Registered"],
     one.versions.map((each) => [
@@ -100,7 +100,7 @@ export function versions(one) {
     ]), { numeric: [2, 3] });
 }
 
-export function alerts(one) {
+function alerts(one) {
   if (one.alerts === null) return absent("Alerts cannot be told.");
   if (!one.alerts.length) return h("p", { class: "calm" }, "✓ No open alerts.");
   return h("ul", { class: "alerts" }, one.alerts.map((alert) => {
@@ -111,26 +111,21 @@ export function alerts(one) {
   }));
 }
 
-function card(one) {
+/** All that is live of a use case, with charts of a height; `set` shows what was seen. */
+export function liveParts(height) {
   const state = verdict();
   const numbers = figures();
-  const traffic = trafficChart("Requests a minute, last hour", 120);
-  const latency = latencyChart("Latency of answers, last hour", 120);
+  const traffic = trafficChart("Requests a minute, last hour", height);
+  const latency = latencyChart("Latency of answers, last hour", height);
   const known = h("div", {});
   const open = h("div", {});
-  const id = `uc-${one.name}`;
   let before = "";
   return {
-    name: one.name,
-    element: h("article", { class: "panel card", "aria-labelledby": id },
-      h("div", { class: "panel-head" },
-        h("h2", { id }, h("a", { href: `${root}/dashboard/${one.name}` }, one.title)),
-        h("p", { class: "links" },
-          h("a", { href: `${root}/dashboard/${one.name}/try` }, "Try it"),
-          h("a", { href: `${root}/dashboard/${one.name}/predictions` }, "Predictions"))),
-      state.element, numbers.element,
-      h("div", { class: "pair" }, traffic.element, latency.element),
-      h("h3", {}, "Versions"), known, h("h3", {}, "Open alerts"), open),
+    state: state.element,
+    numbers: numbers.element,
+    charts: h("div", { class: "pair" }, traffic.element, latency.element),
+    versions: known,
+    alerts: open,
     set: (seen) => {
       state.set(seen);
       numbers.set(seen);
@@ -142,6 +137,23 @@ function card(one) {
       known.replaceChildren(versions(seen));
       open.replaceChildren(alerts(seen));
     },
+  };
+}
+
+function card(one) {
+  const parts = liveParts(120);
+  const id = `uc-${one.name}`;
+  return {
+    name: one.name,
+    element: h("article", { class: "panel card", "aria-labelledby": id },
+      h("div", { class: "panel-head" },
+        h("h2", { id }, h("a", { href: `${root}/dashboard/${one.name}` }, one.title)),
+        h("p", { class: "links" },
+          h("a", { href: `${root}/dashboard/${one.name}/try` }, "Try it"),
+          h("a", { href: `${root}/dashboard/${one.name}/predictions` }, "Predictions"))),
+      parts.state, parts.numbers, parts.charts,
+      h("h3", {}, "Versions"), parts.versions, h("h3", {}, "Open alerts"), parts.alerts),
+    set: parts.set,
   };
 }
 

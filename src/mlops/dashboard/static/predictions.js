@@ -2,14 +2,9 @@
 
 import { get, root, Trouble } from "./api.js";
 import { absent, amount, badge, h, number, say, table, when, words } from "./dom.js";
+import { empty, field, kept } from "./filters.js";
 
 const FIELDS = ["search", "since", "until", "version", "warned", "told", "min", "max"];
-
-function field(name, label, control, hint) {
-  control.id = `filter-${name}`;
-  control.name = name;
-  return h("div", { class: "field" }, h("label", { for: control.id }, label), control, hint ? h("p", { class: "hint" }, hint) : null);
-}
 
 function filters(schema, asked) {
   const input = (name, attributes) => h("input", { value: asked.get(name) || "", ...attributes });
@@ -37,9 +32,6 @@ function query(form) {
   }
   return wanted;
 }
-
-/** The form as it stands, for the address: moments as they were typed. */
-const kept = (form) => new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== ""));
 
 function truth(row, schema) {
   if (row.actual === null) return "";
@@ -109,12 +101,7 @@ export async function predictions(main, one) {
     begin();
   });
   form.addEventListener("reset", () => {
-    // What the address asked for when the page was opened is no default to go back to.
-    for (const name of FIELDS) {
-      const control = form.elements[name];
-      if (control?.options) for (const option of control.options) option.defaultSelected = option.value === "";
-      else if (control) control.defaultValue = "";
-    }
+    empty(form, FIELDS);
     setTimeout(begin);
   });
   older.addEventListener("click", look);

@@ -5,36 +5,22 @@ import { scatter } from "./charts.js";
 import { absent, amount, h, number, panel, table, words } from "./dom.js";
 import { drift } from "./drift.js";
 import { map, mapTable } from "./map.js";
-import { alerts, figures, latencyChart, minutes, trafficChart, verdict, versions } from "./overview.js";
+import { liveParts } from "./overview.js";
 import { performance } from "./performance.js";
 
 export async function useCase(main, one) {
-  const state = verdict();
-  const numbers = figures();
-  const traffic = trafficChart("Requests a minute, last hour", 170);
-  const latency = latencyChart("Latency of answers, last hour", 170);
-  const known = h("div", {});
-  const open = h("div", {});
+  const parts = liveParts(170);
   const trouble = h("div", {});
   const sections = h("div", {});
-  main.append(trouble, state.element,
-    h("section", { class: "panel", "aria-label": "Now" }, numbers.element, h("div", { class: "pair" }, traffic.element, latency.element)),
+  main.append(trouble, parts.state,
+    h("section", { class: "panel", "aria-label": "Now" }, parts.numbers, parts.charts),
     sections,
     h("div", { class: "sides" },
-      panel("versions", "Versions", null, known),
-      panel("alerts", "Open alerts", null, open)));
-  let before = "";
+      panel("versions", "Versions", null, parts.versions),
+      panel("alerts", "Open alerts", null, parts.alerts)));
   const watching = live(() => get(`${one.routes}/overview`), ({ use_cases: [seen] }) => {
     trouble.replaceChildren();
-    state.set(seen);
-    numbers.set(seen);
-    traffic.set(minutes(seen));
-    latency.set(minutes(seen));
-    const now = JSON.stringify([seen.versions, seen.alerts]);
-    if (now === before) return;
-    before = now;
-    known.replaceChildren(versions(seen));
-    open.replaceChildren(alerts(seen));
+    parts.set(seen);
   }, (message) => trouble.replaceChildren(absent(message)));
 
   const [schema, noSchema] = await getOr(`${one.routes}/schema`);
