@@ -1,10 +1,11 @@
 """`make bench`: speed and accuracy, each figure beside its target.
 
     python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers] [drift]
-                         [sequential] [--rows N] [--write]
+                         [sequential] [bad-models] [--rows N] [--write]
 
 Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, of
-`drift` into docs/drift.md; `sequential` writes docs/experiments.md, and `explain` prints.
+`drift` into docs/drift.md, of `bad-models` into docs/improving.md; `sequential` writes
+docs/experiments.md, and `explain` prints.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import (
+    bad_models,
     drift,
     exactness,
     explain,
@@ -54,6 +56,7 @@ OTHERS: Mapping[str, Callable[[Path, bool], None]] = {
     "explain": _explain,
     "drift": drift.run,
     "sequential": _sequential,
+    "bad-models": bad_models.run,
 }
 """Those that publish on no page, or on one of their own."""
 

@@ -186,6 +186,14 @@ class Settings(BaseSettings):
         validation_alias="RETRAIN_NEW_ROW_WEIGHT",
         description="What a row that came counts for, where one of the data file counts 1",
     )
+    rollback_watch_days: float = Field(
+        7,
+        ge=0,
+        le=365,
+        validation_alias="ROLLBACK_WATCH_DAYS",
+        description="Days after a promotion in which the server goes back by itself to the version"
+        " before if the new one is worse; 0: never",
+    )
     story_clock: Path | None = Field(
         None,
         validation_alias="MLOPS_STORY_CLOCK",

@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 from mlops.errors import GateError, TrackingError, UsageError
+from mlops.improve.decisions import Decision
 from mlops.improve.gates import Verdict, check_all
+from mlops.improve.guard import KIND
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.evidence import gather
 from mlops.loop.report import Report, Silent
@@ -33,6 +35,7 @@ def promote(
     number: int | None = None,
     *,
     force: bool = False,
+    automatic: bool = False,
     reason: str = "",
     settings: Settings | None = None,
     report: Report | None = None,
@@ -40,8 +43,9 @@ def promote(
     """Make a version (the newest, unless told) champion if every gate lets it.
 
     `force` overrules the gates, never a bundle that cannot be opened; it needs a `reason`, which
-    the ledger keeps. Raises `GateError`, `BundleError`, or `ChampionMovedError` when another
-    promotion came first.
+    the ledger keeps. `automatic` is for those who decide without a person: a version that the guard
+    rolled back is not for them. Raises `GateError`, `BundleError`, or `ChampionMovedError` when
+    another promotion came first.
     """
     settings = settings or read_settings()
     report = report or Silent()
@@ -55,6 +59,12 @@ def promote(
             mirror(use_case, version, settings, report)  # it may have failed when it was promoted
             return Promotion(version, champion.version, (), changed=False)
         previous = champion.version if champion else None
+        if automatic and (rolled_back := rolled_back_by_guard(ledger, version)):
+            raise GateError(
+                f"{name} version {version.version} was rolled back by the guard on "
+                f"{rolled_back.decided_utc[:10]}: {rolled_back.reason}",
+                f"only by hand it is promoted again: mlops promote {name} {version.version}",
+            )
         verdicts = check_all(gather(use_case, version, champion, settings))
         blocking = [verdict for verdict in verdicts if verdict.blocks]
         evidence: list[Any] = [dataclasses.asdict(verdict) for verdict in verdicts]
@@ -102,6 +112,25 @@ def chosen(ledger: Ledger, name: str, number: int | None) -> Version:
     if not versions:
         raise UsageError(f"{name} has no registered version", f"train one with: mlops train {name}")
     return versions[-1]
+
+
+def rolled_back_by_guard(ledger: Ledger, version: Version) -> Decision | None:
+    """Return the decision by which a server went back from this version by itself, the last one."""
+    found = [
+        one
+        for one in ledger.decisions(version.use_case)
+        if (one.action, one.rule, one.previous) == ("rollback", KIND, version.version)
+    ]
+    return found[-1] if found else None
+
+
+def mirror_now(name: str) -> None:
+    """Show the champion of this moment in the registry."""
+    settings = read_settings()
+    with Ledger(settings.state_database) as ledger:
+        champion = ledger.champion(name)
+    if champion is not None:
+        mirror(find(name), champion, settings, Silent())
 
 
 def mirror(use_case: UseCase, version: Version, settings: Settings, report: Report) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from mlops.errors import BundleError, UsageError
 from mlops.improve.ledger import Ledger
 from mlops.improve.sequential import Judgement, complete, judge
 from mlops.loop.logs import moment, open_existing
+from mlops.loop.losses import fields_of, losses_of, numbers_of
 from mlops.loop.serve import has_log, open_log
 from mlops.package.bundle import GOLDEN_TOLERANCE, Bundle, golden_difference, open_bundle
 from mlops.records import Prediction
@@ -220,25 +221,6 @@ def _changed_libraries(bundle: Bundle) -> list[str]:
 def _apart(expected: Sequence[float], found: Sequence[float]) -> float:
     a, b = np.asarray(expected, dtype=float), np.asarray(found, dtype=float)
     return float(np.max(np.abs(a - b) / np.maximum(1, np.abs(a))))
-
-
-def fields_of(use_case: UseCase, rows: Sequence[Prediction]) -> np.ndarray:
-    """Return what was asked, shape (rows, fields)."""
-    read = (json.loads(row.inputs) for row in rows)
-    return np.array([[one[field] for field in use_case.fields] for one in read], dtype=float)
-
-
-def numbers_of(use_case: UseCase, values: Sequence[Any]) -> np.ndarray:
-    """Answers or truths as numbers: classes by their place among the labels."""
-    labels = use_case.target.labels
-    return np.array([labels.index(one) if labels else one for one in values], dtype=float)
-
-
-def losses_of(use_case: UseCase, answers: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """Return squared errors, or 1 for each wrong class, shape (rows,)."""
-    if use_case.is_classification:
-        return np.asarray(answers != actual, dtype=float)
-    return np.asarray((answers - actual) ** 2)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -199,7 +199,14 @@ def _work(
     else:
         passed = f"retraining, {why.trigger}: the gates let it pass"
         try:
-            promote(name, version.version, reason=passed, settings=settings, report=report)
+            promote(
+                name,
+                version.version,
+                automatic=True,
+                reason=passed,
+                settings=settings,
+                report=report,
+            )
         except (GateError, ChampionMovedError) as error:
             outcome, says = "kept", error.message
     result = _result(look, why, outcome, says)

@@ -34,6 +34,7 @@ from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, 
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.alerts import Lookout
 from mlops.loop.dashboard import pages
+from mlops.loop.guarding import Guard, keep_guarding
 from mlops.loop.performance import judge, look, measure_of
 from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.log import PredictionLog
@@ -106,7 +107,7 @@ async def _running(
     open_logs: dict[str, PredictionLog],
 ) -> AsyncIterator[Lookout]:
     """Let all run, with their logs in `open_logs` by use case, until the server stops."""
-    followers, logs, watchers = [], [], []
+    followers, logs, watchers, guards = [], [], [], []
     with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
         rate = parse_rate(settings.rate_limit)
         access.limit(rate / settings.workers if rate else None)
@@ -138,6 +139,10 @@ async def _running(
                 )
                 watchers.append(watcher)
                 service.drift = watcher.report
+                if settings.rollback_watch_days:
+                    rehearsal = functools.partial(rehearse, service)
+                    guards.append(Guard(service, prediction_log, rehearsal, settings))
+                    service.on_failure = guards[-1].failed
                 follower = _Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
@@ -151,7 +156,7 @@ async def _running(
                     lookout.keep_looking(),
                     lookout.keep_telling(),
                 )
-                stop_watching = keep_watching(watchers)
+                stop_watching, stop_guarding = keep_watching(watchers), keep_guarding(guards)
                 tasks = [asyncio.create_task(one) for one in work]
                 try:
                     yield lookout
@@ -160,6 +165,7 @@ async def _running(
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
                     await asyncio.to_thread(stop_watching)
+                    await asyncio.to_thread(stop_guarding)
         finally:
             open_logs.clear()
             for service in services:

@@ -21,7 +21,7 @@ from mlops.improve.hindsight import Held, Stretch, Weighed, replay
 from mlops.improve.intervals import FEWEST_ROWS, interval
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.evidence import gather
-from mlops.loop.replay import fields_of, losses_of, numbers_of
+from mlops.loop.losses import fields_of, losses_of, numbers_of
 from mlops.loop.report import Report, Silent
 from mlops.loop.serve import has_log, open_log
 from mlops.monitor.log import PredictionLog

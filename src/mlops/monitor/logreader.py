@@ -208,6 +208,31 @@ class LogReader:
         with self._reading() as connection:
             return truths.known(connection, prediction_ids)
 
+    def truths_of(
+        self, version: int, since: str, received: str, limit: int = 2_000
+    ) -> list[tuple[Prediction, Actual, str]]:
+        """Return predictions of a version, each with its truth and when that came, by that moment.
+
+        Those made from `since` on whose truth came at `received` or later, the first so many. What
+        it takes depends on how many truths there are, not on how many predictions.
+        """
+        first = f"{int(1000 * clock.seconds_of(since)):012x}"  # ids begin with their time
+        read = self._read(
+            f"""SELECT {", ".join(FIELDS)}, actual, received_utc
+            FROM "{self._table}" JOIN truths USING (prediction_id)
+            WHERE prediction_id >= :first AND received_utc >= :received
+                AND model_version = :version AND timestamp >= :since
+            ORDER BY received_utc, prediction_id LIMIT :limit""",  # noqa: S608
+            {
+                "first": f"{first[:8]}-{first[8:]}",
+                "received": received,
+                "version": version,
+                "since": since,
+                "limit": limit,
+            },
+        )
+        return [(Prediction(*row[:-2]), row[-2], row[-1]) for row in read]
+
     def findings(self, kind: str | None = None) -> list[Finding]:
         """Return what the last look of each monitor found, or of the one of that `kind`."""
         with self._reading() as connection:

@@ -49,6 +49,22 @@ def rollback(
     print_result(result, as_json, lambda: line(out, text))
 
 
+def guard(use_case: UseCaseName, as_json: AsJson = False) -> None:
+    """Say whether the champion is guarded, and what the guard has found. Exit code 1 if it is bad.
+
+    After a promotion a server watches errors, latency, golden rows and quality, and goes back to
+    the version before by itself if the new one is worse.
+
+    Examples: `mlops guard housing` · `mlops guard iris --json`
+    """
+    from mlops.loop.guard import guard as run
+
+    result = run(use_case)
+    print_result(result, as_json, lambda: _draw_guard(result))
+    if any(one.verdict == "alarm" for one in result.found):
+        raise typer.Exit(1)
+
+
 def why(use_case: UseCaseName, version: Version = None, as_json: AsJson = False) -> None:
     """Tell the story of a version: data, training, gates, when it was champion, what came after.
 
@@ -170,6 +186,16 @@ def _draw_gates(result: Any) -> None:
     line(out, f"{name}, held against {other}: {says}")
 
 
+def _draw_guard(result: Any) -> None:
+    if result.found:
+        table = table_of("looked (UTC)", "version", "cause", "verdict", "says")
+        for one in result.found:
+            about = str(one.numbers["model_version"])
+            table.add_row(one.at[:MOMENT], about, one.subject, one.verdict, one.says)
+        out.print(table)
+    line(out, f"{result.use_case}: {result.says}")
+
+
 def _draw_ledger(result: Any) -> None:
     table = table_of(
         "line", "decided (UTC)", "use case", "decision", "version", "before", "by", "rule",
@@ -224,6 +250,7 @@ def _draw_story(story: Any) -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "gates": gates,
     "rollback": rollback,
+    "guard": guard,
     "why": why,
     "ledger": ledger,
     "ledger verify": ledger_verify,

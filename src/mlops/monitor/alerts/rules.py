@@ -14,7 +14,10 @@ from mlops.records import Alert, Finding, Watched
 
 FEWEST_REQUESTS = 20
 """Of fewer in the window no share is told, and no quantile: one error of two is no error rate."""
+WATCHED = ("drift", "quality")
 HOURS_UNWATCHED = 24
+HOURS_TOLD = 24
+"""How long an alert tells of a rollback, unless a new champion is guarded before."""
 MOST_SAID = 3
 LONGEST_GAP = 60.0
 """Seconds without a look, after which a breach has to show anew that it lasts."""
@@ -111,6 +114,17 @@ def quality(known: Known, _: Limits) -> Reading:
     return _found(known.watched.findings, "quality", "worse than it was in training")
 
 
+def rollback(known: Known, _: Limits) -> Reading:
+    """What the guard of a new champion found: it went back, or would have if it could."""
+    found = [one for one in known.watched.findings if one.kind == "guard"]
+    alarms = [one for one in found if one.verdict == "alarm"]
+    if not alarms:
+        return Reading(False, "the guard of a new champion found nothing against it")
+    hours = (known.now - clock.seconds_of(alarms[0].at)) / 3600
+    says = "; ".join(f"{one.subject}: {one.says}" for one in alarms)
+    return Reading(hours < HOURS_TOLD, says, len(alarms), 0)
+
+
 def stale_model(known: Known, limits: Limits) -> Reading:
     """The time since the champion was registered."""
     since = known.watched.champion_registered
@@ -124,7 +138,7 @@ def stale_model(known: Known, limits: Limits) -> Reading:
 def unwatched(known: Known, _: Limits) -> Reading:
     """The time since drift or quality was last looked at, while predictions went on."""
     last = known.watched.last_prediction
-    looks = {one.kind: one.at for one in known.watched.findings}
+    looks = {one.kind: one.at for one in known.watched.findings if one.kind in WATCHED}
     if not looks or last is None:
         return Reading(None, "neither drift nor quality was ever looked at")
     kind, at = min(looks.items(), key=lambda look: look[1])
@@ -172,6 +186,7 @@ RULES = (
     Rule("slow", "warning", slow),
     Rule("drift", "warning", drift),
     Rule("quality", "critical", quality),
+    Rule("rollback", "critical", rollback),
     Rule("stale_model", "warning", stale_model),
     Rule("unwatched", "warning", unwatched),
     Rule("silent", "warning", silent),
