@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from conftest import strict_json
+
+from mlops.monitor.logfile import LogFile
 
 
 def query(home: Path, sql: str, use_case: str = "housing") -> list[dict[str, Any]]:
@@ -25,8 +28,16 @@ def rows(home: Path, use_case: str = "housing") -> list[dict[str, Any]]:
 
 
 def lines(home: Path, use_case: str = "housing") -> Iterator[dict[str, Any]]:
-    """Yield the lines of the log file, the full ones first; a torn or garbled one is an error."""
+    """Yield the lines of the log file, the full ones first; a torn or garbled one is an error.
+
+    A server that runs is given a moment: the file follows when answers have gone out.
+    """
     folder = home / f"{use_case}logs"
+    [newest] = query(home, 'SELECT ifnull(max(id), 0) AS id FROM "{table}"', use_case)
+    file_of_log = LogFile(folder / "predictions.log", lambda *_: ())
+    deadline = time.monotonic() + 2
+    while file_of_log.last_id() < newest["id"] and time.monotonic() < deadline:
+        time.sleep(0.005)
     for file in (*sorted(folder.glob("predictions.log.0*")), folder / "predictions.log"):
         with file.open("rb") as content:
             for line in content:

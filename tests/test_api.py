@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import kept
 import pytest
 import tiny
 from conftest import REPOSITORY, Server, copy_project, start_server, strict_json
@@ -230,9 +231,9 @@ def test_the_housing_example_works_as_printed_and_is_warned_of_and_the_warning_i
             "SELECT warnings FROM housinglogs WHERE prediction_id = ?", (answer["prediction_id"],)
         )
     assert json.loads(logged) == answer["warnings"]
-    lines = (server.home / "housinglogs" / "predictions.log").read_text().splitlines()
-    [line] = [line for line in lines if answer["prediction_id"] in line]
-    assert json.loads(line)["warnings"] == answer["warnings"]
+    lines = kept.lines(server.home)
+    [line] = [line for line in lines if answer["prediction_id"] == line["prediction_id"]]
+    assert line["warnings"] == answer["warnings"]
 
 
 def test_the_iris_example_works_as_printed(servers: dict[str, Server]) -> None:

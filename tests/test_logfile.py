@@ -98,6 +98,44 @@ def test_while_nobody_else_writes_neither_the_tail_nor_the_database_is_read(log,
     assert_file_is_the_database(log)
 
 
+def test_lines_that_answers_did_not_wait_for_are_written_by_the_next_step_or_at_the_end(
+    tmp_path, log
+):
+    log.append([one(1)], wait=False)
+    log.append([one(2)], wait=False)
+    assert text(log).read_bytes() == b""
+    assert log.follow()
+    assert_file_is_the_database(log)
+    log.append([one(3)], wait=False)
+    log.append([one(4)])
+    assert_file_is_the_database(log)
+    log.append([one(5)], wait=False)
+    log.close()
+    assert len(text(log).read_bytes().splitlines()) == 5
+
+
+def test_rows_of_another_process_between_two_that_wait_for_their_lines_are_in_their_place(
+    tmp_path, log
+):
+    other = open_log(tmp_path)
+    log.append([one(1)], wait=False)
+    other.append([one(2)], wait=False)
+    log.append([one(3)], wait=False)
+    assert log.follow()
+    assert_file_is_the_database(log)
+    assert other.follow()
+    assert_file_is_the_database(log)
+    other.close()
+
+
+def test_while_the_log_is_in_use_its_lines_wait(log):
+    log.append([one(1)], wait=False)
+    with log._lock:
+        assert not log.follow()
+    assert log.follow()
+    assert_file_is_the_database(log)
+
+
 # Accidents, each mended both by the next append and by the next opening
 
 

@@ -108,6 +108,9 @@ class ListLog:
     def sync(self) -> None:
         self.synced = len(self.rows)
 
+    def follow(self) -> bool:
+        return True
+
     def catch_up(self) -> None:
         """Nothing follows this log."""
 

@@ -7,9 +7,9 @@ connections that is one commit for up to 64 answers.
 A group is committed on the event loop, which takes a fraction of a millisecond: to hand it to a
 thread would cost more than the work. What could take longer goes to a thread, so that it holds up
 answers but neither health checks nor refusals: a large group, one for which the model was too slow
-last time, a log that another process has locked, and the wait for the disk. With `synced`, answers
-wait until the disk has them; while it writes, further groups are committed, and the next sync is
-for all of them.
+last time, a log that another process has locked, and the wait for a slow disk (`syncing.py`). With
+`synced`, answers wait until the disk has them; while a slow one writes, further groups are
+committed, and the next sync is for all of them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mlops.deploy.predictor import Champion
+from mlops.deploy.syncing import Syncing
 from mlops.errors import IdempotencyConflictError, LogBusyError, MlopsError, NotTrainedError
 from mlops.records import Failure, Prediction, Submission, Timing
 
 INLINE_ROWS = 256
 INLINE_SECONDS = 0.02
 SECONDS_BETWEEN_TIMINGS = 1.0
+SECONDS_BETWEEN_LINES = 0.01
+"""The log's text file follows so soon: no answer waits for it, and one write serves many groups."""
 MOST_TIMINGS = 100_000
 """What is kept, at most, of answers that went out while the log could not be written."""
 
@@ -55,6 +58,8 @@ class Log(Protocol):
     ) -> Sequence[Logged | IdempotencyConflictError]: ...
 
     def sync(self) -> None: ...
+
+    def follow(self) -> bool: ...
 
 
 class _Waiting(NamedTuple):
@@ -92,12 +97,13 @@ class GroupCommit:
         self._timings: list[Timing] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timings_due = False
+        self._lines: asyncio.TimerHandle | None = None
         self._committing = False
         self._seconds_a_row = 0.0
         self._unsynced: list[tuple[_Group, Results]] = []
         self._syncing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict-and-log")
-        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
+        self._disk = Syncing(log)
 
     def predict(
         self,
@@ -146,12 +152,13 @@ class GroupCommit:
         """Wait until all that was asked is answered. New requests must not come any more."""
         while self._committing or self._syncing:
             await asyncio.sleep(0.005)
-        if self._timer:
-            self._timer.cancel()
+        for timer in (self._timer, self._lines):
+            if timer:
+                timer.cancel()
         with contextlib.suppress(MlopsError):
             await asyncio.to_thread(self._log.append, (), (), self._timings)
         self._thread.shutdown()
-        self._disk.shutdown()
+        self._disk.close()
 
     def _timings_are_due(self) -> None:
         self._timings_due = True
@@ -182,6 +189,17 @@ class GroupCommit:
             self._committed(group, error)
         else:
             self._committed(group, logged)
+            if self._lines is None and logged:
+                self._follow_soon()
+
+    def _follow_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._lines = loop.call_later(SECONDS_BETWEEN_LINES, self._follow)
+
+    def _follow(self) -> None:
+        self._lines = None
+        if not self._log.follow():
+            self._follow_soon()
 
     def _predict(self, group: _Group, rows: int) -> list[Submission]:
         if group.champion is None or not rows:
@@ -233,22 +251,19 @@ class GroupCommit:
             _answer(group, results)
 
     def _sync(self) -> None:
-        """Wait in a thread until the disk has all groups committed so far, then answer them."""
+        """Wait until the disk has all groups committed so far, then answer them."""
         if self._syncing or not self._unsynced:
             return
         self._syncing = True
         groups, self._unsynced = self._unsynced, []
 
-        def done(work: asyncio.Future[None]) -> None:
+        def done(error: Exception | None) -> None:
             self._syncing = False
             self._sync()
-            error = work.exception()
             for group, results in groups:
                 _answer(group, error or results)
 
-        asyncio.get_running_loop().run_in_executor(self._disk, self._log.sync).add_done_callback(
-            done
-        )
+        self._disk.begin(done)
 
 
 def _predict(champion: Champion, waiting: Sequence[_Waiting]) -> list[Submission]:

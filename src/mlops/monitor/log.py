@@ -4,8 +4,9 @@ One SQLite database per use case, `<folder>/predictions.db`, is the truth; the t
 follows (`logfile.py`). The server collects all requests that are waiting and hands them over
 together, so that one synced commit pays for many:
 
-    append   one transaction: rows, refused requests, counts   then the text file
-    sync     waits until the disk has what was appended        then answers, if power cuts matter
+    append   one transaction: rows, refused requests, counts
+    sync     waits until the disk has what was appended, if power cuts matter
+    follow   then, when the answers have gone out, the text file gets its lines
     metrics  read from the counts (`buckets.py`), never from rows: right after a restart, and with
              several servers
     rows, find, failures, totals   read on connections of their own (`logreader.py`)
@@ -157,7 +158,8 @@ class PredictionLog(LogReader):
         self._file = LogFile(
             folder / "predictions.log", self._rows_after, largest=largest_file, keep=keep_files
         )
-        while not self._follow(()):
+        self._unwritten: list[Prediction] = []
+        while not self._follow():
             pass
 
     def append(
@@ -175,7 +177,8 @@ class PredictionLog(LogReader):
         A submission whose key is in the log already, or came earlier in this call, is not logged
         again. With the same inputs in the same order it is answered with the rows of the first;
         with others its place in the result holds an `IdempotencyConflictError`, not raised.
-        `timings` are those of answers that have gone out since: they are counted.
+        `timings` are those of answers that have gone out since: they are counted. Without `wait`
+        the text file is left to `follow`: no answer waits for it.
 
         Raises `LogUnavailableError` if the commit failed, and without `wait` `LogBusyError` if
         somebody else is writing; then nothing of the call is in the log.
@@ -193,7 +196,9 @@ class PredictionLog(LogReader):
                 resent = _resent(places, fresh) if len(fresh) < len(places) else ()
                 first_id = rows[0].id if rows else 0
                 self._counter.add(fresh, first_id, resent, failures, timings)
-            self._follow(rows, wait=wait)
+            self._unwritten += rows
+            if wait:
+                self._follow()
         finally:
             self._lock.release()
         numbered = iter(rows)
@@ -290,7 +295,7 @@ class PredictionLog(LogReader):
             if self._closed:
                 return
             self._closed = True
-            while self.file_behind and not self._follow(()):
+            while (self.file_behind or self._unwritten) and not self._follow():
                 pass
             if self._checkpointing.is_alive():
                 self._checkpointing.join()
@@ -363,13 +368,26 @@ class PredictionLog(LogReader):
         """Let the text file have what it lacks: other processes may have held its lock."""
         if self.file_behind:
             with self._lock:
-                while not self._follow(()):
+                while not self._follow():
                     pass
 
-    def _follow(self, committed: Sequence[Prediction], *, wait: bool = True) -> bool:
-        """Let the text file follow; return False when there is more to write, and it can be."""
+    def follow(self) -> bool:
+        """Write the lines that `append` left; return False if some are still to be written.
+
+        Waits for nobody. What the file lacks after an accident comes with it, a part at a time.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
         try:
-            done = self._file.follow(committed, wait=wait)
+            return self._follow(wait=False)
+        finally:
+            self._lock.release()
+
+    def _follow(self, *, wait: bool = True) -> bool:
+        """Let the text file follow; return False when there is more to write, and it can be."""
+        rows, self._unwritten = self._unwritten, []
+        try:
+            done = self._file.follow(rows, wait=wait)
         except BlockingIOError:
             done = False
         except Exception as error:  # noqa: BLE001  the rows are committed: their answers must go out

@@ -2,9 +2,10 @@
 
 The database is the truth and this file follows it. Its lines are the database's rows in the order
 of their ids, each once: at any moment a first part of the table, behind by no more than what was
-just committed. Nothing is remembered that the file does not say itself: the id in its last whole
-line tells which row comes next, and a lock on the file (`flock`) makes several processes take
-turns. So every accident has one remedy, applied when the file is next written:
+committed in the last hundredth of a second. Nothing is remembered that the file does not say
+itself: the id in its last whole line tells which row comes next, and a lock on the file (`flock`)
+makes several processes take turns. So every accident has one remedy, applied when the file is next
+written:
 
 =============================================  ====================================================
 a line torn by a crash, or garbage after it    cut off
@@ -70,9 +71,10 @@ class LogFile:
     def follow(self, committed: Sequence[Prediction] = (), *, wait: bool = True) -> bool:
         """Write the rows that the file lacks; return whether it now holds all of them.
 
-        `committed` is the caller's last commit: written as it is if the file ends just before it.
-        Otherwise one step of up to `ROWS_PER_STEP` rows is read from the database, so that no
-        request waits for the whole file to be written anew; False means, call again.
+        `committed` is what the caller committed last: written as it is if the file ends just before
+        it, and no row of others lies within. Otherwise one step of up to `ROWS_PER_STEP` rows is
+        read from the database, so that no request waits for the whole file to be written anew;
+        False means, call again.
 
         Raises `OSError` if the file cannot be read or written; it is then as it was before.
         Without `wait` that is a `BlockingIOError` if another process is writing.
@@ -84,7 +86,9 @@ class LogFile:
                     self._move_aside()
                     continue
                 size, last_id = end
-                from_memory = bool(committed) and committed[0].id == last_id + 1
+                from_memory = bool(committed) and (
+                    committed[0].id == last_id + 1 and committed[-1].id == last_id + len(committed)
+                )
                 rows = committed if from_memory else self._rows_after(last_id, ROWS_PER_STEP)
                 if rows:
                     size += _append(descriptor, size, b"".join(map(as_line, rows)))
