@@ -83,6 +83,11 @@ def test_where_all_is_well_no_rule_is_broken():
         ("slow", known(traffic=traffic(1000, p95=612.0)), "took up to 612 ms; the limit is 500"),
         ("drift", watched(findings=(finding("drift", "alarm"),)), "latitude is alarm"),
         ("quality", watched(findings=(finding("quality", "alarm", "rmse"),)), "rmse is alarm"),
+        (
+            "experiment",
+            watched(findings=(finding("experiment", "alarm", "verdict"),)),
+            "verdict is",
+        ),
         ("stale_model", watched(champion_registered=NOW - 91 * 86_400), "91.0 days ago"),
         ("unwatched", watched(findings=(finding("drift", "ok", age=90_010),)), "25.0 hours"),
         ("disk", watched(disk_free=0.03), "3.0% of the log's disk is free; the limit is 5.0%"),

@@ -292,6 +292,7 @@ WATCHED = Watched(
         Finding("drift", "petal_width", "alarm", "", {"p": 1e-9, "psi": 0.4}, LOOKED),
         Finding("drift", "traffic", "cannot tell", "", {"rows": 3, "why": "few"}, LOOKED),
         Finding("quality", "all", "ok", "", {"model_version": 1, "score": {"mean": 0.9}}, LOOKED),
+        Finding("experiment", "verdict", "alarm", "", {"model_version": 3, "mean": 0.1}, LOOKED),
     ),
     active={"disk": False, "drift": True},
 )

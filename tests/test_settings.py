@@ -35,6 +35,7 @@ VARIABLES = {
     "WORKERS": "workers",
     "MLOPS_STORY_CLOCK": "story_clock",
     "DRIFT_WINDOW": "drift_window",
+    "EXPERIMENT_TRUTH_DAYS": "experiment_truth_days",
     "DRIFT_EVERY": "drift_every",
     "DRIFT_BUDGET": "drift_budget",
     "ALERT_URLS": "alert_urls",

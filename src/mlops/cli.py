@@ -394,6 +394,7 @@ def promote(
     version: Annotated[int | None, typer.Argument(help="The newest, unless told")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overrule the gates")] = False,
     reason: Annotated[str, typer.Option(help="Why; the ledger keeps it")] = "",
+    over: Annotated[int | None, typer.Option(help="Only if this version is champion now")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the gates, then make a version champion. A running server follows within a second.
@@ -403,7 +404,7 @@ def promote(
     """
     from mlops.loop.promote import promote as run
 
-    result = run(use_case, version, force=force, reason=reason, report=progress())
+    result = run(use_case, version, force=force, reason=reason, over=over, report=progress())
     print_result(result, as_json, lambda: tables.promotion(result, out))
 
 

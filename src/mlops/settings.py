@@ -215,6 +215,14 @@ class Settings(BaseSettings):
         description="False alarms of drift that are allowed, on average: `1/30d` is one in thirty"
         " days",
     )
+    experiment_truth_days: float = Field(
+        30,
+        gt=0,
+        le=3660,
+        validation_alias="EXPERIMENT_TRUTH_DAYS",
+        description="Days that an experiment waits for the truth of a prediction; one that comes"
+        " later, or never, is left out of its comparison, and counted",
+    )
     bundle_signing_key: str = Field(
         "",
         validation_alias="BUNDLE_SIGNING_KEY",

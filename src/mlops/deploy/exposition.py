@@ -30,6 +30,7 @@ NOTHING = Totals(0, {}, 0, {}, None)
 FOUND = {
     "drift": "the subject drifted from what training saw",
     "quality": "the subject is predicted worse than it was in training",
+    "experiment": "the experiment asks for a decision in the subject",
 }
 USUAL_STATUSES = (200, 422, 500, 503)
 TEXT_TYPES = ("text/plain", "application/openmetrics-text")

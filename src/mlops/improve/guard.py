@@ -50,6 +50,16 @@ PLACES = (0.01, 0.04, 0.1, 0.3, 0.6, 0.95)
 """What the share of bad events may be instead, between the allowed one and 1."""
 
 
+def rolled_back(decisions: Sequence[Decision], version: int) -> Decision | None:
+    """Return the last decision by which a server went back from a version by itself."""
+    found = [
+        one
+        for one in decisions
+        if (one.action, one.rule, one.previous) == ("rollback", KIND, version)
+    ]
+    return found[-1] if found else None
+
+
 class Probation(NamedTuple):
     """Since when a champion is watched, as the ledger has it, and until when, in unix seconds."""
 

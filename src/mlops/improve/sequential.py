@@ -65,7 +65,7 @@ def paired(
     count = np.arange(1, differences.shape[-1] + 1)
     mean, variance = _running(differences, count)
     known = np.cumsum(differences != 0, axis=-1) >= FIRST_LOOK
-    return _around(mean, np.sqrt(variance), count, known, alpha, tuned_for)
+    return around(mean, np.sqrt(variance), count, known, alpha, tuned_for)
 
 
 def unpaired(
@@ -86,7 +86,7 @@ def unpaired(
     # As the mean of one process: its variance is that of a label, times their number.
     spread = np.sqrt(total * (variances[0] + variances[1]))
     known = np.minimum(*counts) >= FIRST_LOOK_OF_ARM
-    return _around(means[0] - means[1], spread, total, known, alpha, tuned_for)
+    return around(means[0] - means[1], spread, total, known, alpha, tuned_for)
 
 
 def bounded(values: np.ndarray, low: float, high: float, *, alpha: float = ALPHA) -> Intervals:
@@ -136,6 +136,8 @@ class Judgement:
     @property
     def says(self) -> str:
         interval = f"{self.low:+.4g} to {self.high:+.4g} after {self.labels:,} labels"
+        if math.isinf(self.low):
+            interval = f"{self.labels:,} labels, too few to look at"
         if self.days is None:
             return f"{self.outcome}: mean loss {self.mean:+.4g}, {interval}"
         if math.isinf(self.days):
@@ -224,14 +226,15 @@ def _running(
     return mean + centre, variance * count / np.maximum(count - 1, 1)
 
 
-def _around(
+def around(
     mean: np.ndarray,
     spread: np.ndarray,
     count: np.ndarray,
     known: np.ndarray,
     alpha: float,
-    tuned_for: int,
+    tuned_for: int = TUNED_FOR,
 ) -> Intervals:
+    """Return the sequence around `mean`, of labels with this `spread`; wide where not `known`."""
     half = np.where(known, spread * boundary(count, alpha, tuned_for), np.inf)
     return Intervals(mean, mean - half, mean + half)
 

@@ -47,3 +47,35 @@ def _holder(path: Path) -> str:
     except (ValueError, KeyError, TypeError):  # it is being written
         return "by another process, since this moment"
     return f"by process {pid} on {host}, since {since[:19]} UTC"
+
+
+class Lock:
+    """A lock on a file: one process has it, until it gives it back or dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def taken(self) -> bool:
+        """Whether this process has it now; it is taken if nobody else has it."""
+        if self._descriptor is None:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                return False
+            self._descriptor = descriptor
+        return True
+
+    @property
+    def descriptor(self) -> int:
+        """That of the file, for a child that shall hold the lock too."""
+        if self._descriptor is None:
+            raise RuntimeError("the lock is not taken")
+        return self._descriptor
+
+    def give_back(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

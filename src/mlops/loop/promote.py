@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mlops.errors import GateError, TrackingError, UsageError
-from mlops.improve.decisions import Decision
+from mlops.errors import ChampionMovedError, GateError, TrackingError, UsageError
+from mlops.improve import guard
 from mlops.improve.gates import Verdict, check_all
-from mlops.improve.guard import KIND
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.evidence import gather
 from mlops.loop.report import Report, Silent
 from mlops.loop.track import pending, tracking_of
+from mlops.loop.verdict import found_so_far
 from mlops.settings import Settings, read_settings
 from mlops.track.registry import mirror_champion
 from mlops.track.runs import user
@@ -37,6 +37,7 @@ def promote(
     force: bool = False,
     automatic: bool = False,
     reason: str = "",
+    over: int | None = None,
     settings: Settings | None = None,
     report: Report | None = None,
 ) -> Promotion:
@@ -44,8 +45,10 @@ def promote(
 
     `force` overrules the gates, never a bundle that cannot be opened; it needs a `reason`, which
     the ledger keeps. `automatic` is for those who decide without a person: a version that the guard
-    rolled back is not for them. Raises `GateError`, `BundleError`, or `ChampionMovedError` when
-    another promotion came first.
+    rolled back is not for them. With `over` they say which version must be champion. If the
+    version is the challenger of an open experiment, what that found is part of the evidence.
+
+    Raises `GateError`, `BundleError`, or `ChampionMovedError` when another promotion came first.
     """
     settings = settings or read_settings()
     report = report or Silent()
@@ -59,7 +62,13 @@ def promote(
             mirror(use_case, version, settings, report)  # it may have failed when it was promoted
             return Promotion(version, champion.version, (), changed=False)
         previous = champion.version if champion else None
-        if automatic and (rolled_back := rolled_back_by_guard(ledger, version)):
+        if over is not None and previous != over:
+            raise ChampionMovedError(
+                f"{name}: version {previous} is champion, not version {over}", "look at it first"
+            )
+        by_machine = automatic or over is not None
+        decided = ledger.decisions(name) if by_machine else []
+        if rolled_back := guard.rolled_back(decided, version.version):
             raise GateError(
                 f"{name} version {version.version} was rolled back by the guard on "
                 f"{rolled_back.decided_utc[:10]}: {rolled_back.reason}",
@@ -68,6 +77,9 @@ def promote(
         verdicts = check_all(gather(use_case, version, champion, settings))
         blocking = [verdict for verdict in verdicts if verdict.blocks]
         evidence: list[Any] = [dataclasses.asdict(verdict) for verdict in verdicts]
+        experiment = ledger.experiments.open(name)
+        if experiment is not None and experiment.challenger == version.version:
+            evidence.append(found_so_far(use_case, experiment, settings))
         if blocking and not force:
             why = "; ".join(f"{verdict.gate}: {verdict.says}" for verdict in blocking)
             ledger.refuse(
@@ -112,16 +124,6 @@ def chosen(ledger: Ledger, name: str, number: int | None) -> Version:
     if not versions:
         raise UsageError(f"{name} has no registered version", f"train one with: mlops train {name}")
     return versions[-1]
-
-
-def rolled_back_by_guard(ledger: Ledger, version: Version) -> Decision | None:
-    """Return the decision by which a server went back from this version by itself, the last one."""
-    found = [
-        one
-        for one in ledger.decisions(version.use_case)
-        if (one.action, one.rule, one.previous) == ("rollback", KIND, version.version)
-    ]
-    return found[-1] if found else None
 
 
 def mirror_now(name: str) -> None:

@@ -34,6 +34,7 @@ from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, 
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.alerts import Lookout
 from mlops.loop.dashboard import pages
+from mlops.loop.experimenting import keep_experimenting
 from mlops.loop.guarding import Guard, keep_guarding
 from mlops.loop.performance import judge, look, measure_of
 from mlops.loop.watching import Watcher, keep_watching
@@ -155,6 +156,12 @@ async def _running(
                     _keep_judging(services, logs, settings),
                     lookout.keep_looking(),
                     lookout.keep_telling(),
+                    keep_experimenting(
+                        [service.use_case for service in services],
+                        logs,
+                        settings,
+                        functools.partial(_promote, settings=settings),
+                    ),
                 )
                 stop_watching, stop_guarding = keep_watching(watchers), keep_guarding(guards)
                 tasks = [asyncio.create_task(one) for one in work]
@@ -178,12 +185,18 @@ def _answering(service: Service) -> tuple[int, str] | None:
     return (champion.version, champion.bundle.hash) if champion else None
 
 
-async def _promote(use_case: str, version: int, reason: str, settings: Settings) -> dict[str, Any]:
+async def _promote(
+    use_case: str, version: int, reason: str, settings: Settings, over: int | None = None
+) -> dict[str, Any]:
     """Let `mlops promote` do it, in a process of its own: the server stays without its libraries.
+
+    With `over` only if that version is champion.
 
     Raises `GateError` with what the command complained of.
     """
-    words = ("-m", "mlops.cli", "promote", use_case, str(version), "--json", f"--reason={reason}")
+    words = ["-m", "mlops.cli", "promote", use_case, str(version), "--json", f"--reason={reason}"]
+    if over is not None:
+        words.append(f"--over={over}")
     environment = {
         **os.environ,
         "MLOPS_HOME": str(settings.home.resolve()),

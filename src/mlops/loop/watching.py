@@ -7,19 +7,17 @@ does it: who holds the lock of a file, which the kernel gives back when its hold
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import apsw
 
 from mlops import clock
 from mlops.errors import BundleError, DataError, LogUnavailableError
+from mlops.loop.alone import Lock
 from mlops.monitor.drift import columns
 from mlops.monitor.drift.assessment import KIND
 from mlops.monitor.drift.budget import Budget, parse_budget, parse_span, span
@@ -156,7 +154,7 @@ class Watcher:
         self._seconds = parse_span(settings.drift_window)
         self._profiles = Profiles(use_case, settings)
         self._windows: Windows | None = None
-        self._leads = _Lock(prediction_log.path.with_name("drift.lock"))
+        self._leads = Lock(prediction_log.path.with_name("drift.lock"))
         self._due = 0.0
         self._said = ""
 
@@ -231,31 +229,6 @@ class Watcher:
             self._budget,
             self._seconds,
         )
-
-
-class _Lock:
-    """A lock on a file: one process has it, until it gives it back or dies."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def taken(self) -> bool:
-        """Whether this process has it now; it is taken if nobody else has it."""
-        if self._descriptor is None:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(descriptor)
-                return False
-            self._descriptor = descriptor
-        return True
-
-    def give_back(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 def keep_watching(watchers: Sequence[Watcher]) -> Callable[[], None]:

@@ -125,6 +125,12 @@ def rollback(known: Known, _: Limits) -> Reading:
     return Reading(hours < HOURS_TOLD, says, len(alarms), 0)
 
 
+def experiment(known: Known, _: Limits) -> Reading:
+    """What is found of an open experiment: a verdict that cannot be told yet is no breach."""
+    reading = _found(known.watched.findings, "experiment", "of the experiment ask for a decision")
+    return reading if reading.breached else Reading(False, "no experiment asks for a decision")
+
+
 def stale_model(known: Known, limits: Limits) -> Reading:
     """The time since the champion was registered."""
     since = known.watched.champion_registered
@@ -187,6 +193,7 @@ RULES = (
     Rule("drift", "warning", drift),
     Rule("quality", "critical", quality),
     Rule("rollback", "critical", rollback),
+    Rule("experiment", "warning", experiment),
     Rule("stale_model", "warning", stale_model),
     Rule("unwatched", "warning", unwatched),
     Rule("silent", "warning", silent),
