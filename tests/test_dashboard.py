@@ -209,13 +209,14 @@ def test_modules_ask_only_this_server_and_make_no_html_of_text():
 def test_pages_are_open_and_what_they_show_needs_a_key_that_reads(world):
     world.app.access.take(list(KEYS.values()))
     data = ["/overview", "/housing/overview", "/iris/predictions", "/iris/schema"]
-    data += ["/housing/ledger", "/ledger", "/housing/diagnosis"]
+    data += ["/housing/ledger", "/ledger", "/housing/experiments", "/experiments"]
+    data += ["/housing/diagnosis"]
     for path, answer in zip(PAGES, world.ask(*PAGES), strict=True):
         assert answer.status == 200, path
     assert world.ask("/dashboard/site.json")[0].status == 200
     assert {answer.status for answer in world.ask(*data)} == {401}
     assert {answer.status for answer in world.ask(*data, headers=bearer("predict"))} == {403}
-    assert {answer.status for answer in world.ask(*data[:6], headers=bearer("read"))} == {200}
+    assert {answer.status for answer in world.ask(*data[:8], headers=bearer("read"))} == {200}
     own = [answer.status for answer in world.ask(*data[:3], headers=bearer("iris alone"))]
     assert own == [403, 403, 200]
 
@@ -233,8 +234,9 @@ def test_of_one_use_case_the_routes_stand_at_the_root(tmp_path):
     assert site.json["use_cases"] == [
         {"name": "iris", "title": "Iris", "task": "classification", "routes": ""}
     ]
-    answers = world.ask("/overview", "/predictions", "/schema", "/ledger", "/iris/schema")
-    assert [answer.status for answer in answers] == [200, 200, 200, 200, 404]
+    there = ("/overview", "/predictions", "/schema", "/ledger", "/experiments")
+    answers = world.ask(*there, "/iris/schema")
+    assert [answer.status for answer in answers] == [200] * 5 + [404]
     world.logs["iris"].close()
 
 
@@ -340,11 +342,33 @@ def test_of_a_ledger_that_was_changed_the_lines_before_are_shown_and_the_trouble
     assert "not what was written" in answer.json["chain"]["trouble"]
 
 
+def test_experiments_are_told_of_whole_before_anything_was_found_and_when_they_are_over(world):
+    [none] = world.ask("/experiments")
+    assert [one["experiment"] for one in none.json["use_cases"]] == [None, None]
+    decide(world)
+    with Ledger(world.settings.state_database) as ledger:
+        open_one = ledger.experiments.begin("housing", "ab", 2, share=0.25, reason="why not")
+    housing, at_root, iris = world.ask("/housing/experiments", "/experiments", "/iris/experiments")
+    [found] = housing.json["use_cases"]
+    assert at_root.json["use_cases"] == [found, *iris.json["use_cases"]]
+    assert iris.json["use_cases"][0]["experiment"] is None
+    terms = found["experiment"]
+    assert (terms["mode"], terms["challenger"], terms["share"]) == ("ab", 2, 0.25)
+    assert found["verdict"]["outcome"] == "cannot tell yet"
+    assert (found["rows_behind"], found["series"], found["past"]) == (None, [], [])
+    with Ledger(world.settings.state_database) as ledger:
+        ledger.experiments.end(open_one.id, "stopped", reason="enough")
+    [found] = world.ask("/housing/experiments")[0].json["use_cases"]
+    assert found["experiment"] is None
+    assert [one["outcome"] for one in found["past"]] == ["stopped"]
+
+
 def test_a_state_database_that_is_away_is_said_to_be(world):
     world.settings.state_database.parent.mkdir(parents=True, exist_ok=True)
     world.settings.state_database.write_bytes(b"no database " * 999)
-    [answer] = world.ask("/ledger")
-    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    for path in ("/ledger", "/experiments"):
+        [answer] = world.ask(path)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
 
 
 def test_the_schema_says_all_that_a_form_needs():

@@ -8,8 +8,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from experimental import register_off
 from promotions import World, equal, world_in
 
 from mlops import cli
@@ -126,18 +126,7 @@ def test_another_version_on_the_log_is_compared_row_by_row_with_truths(
     assert (same.predictions, same.differ, same.truths) == (300, 0, 0)
     assert same.judgement.outcome == "cannot tell yet"
 
-    def a_little_dearer(documents: dict[str, Any]) -> None:
-        from test_bad_models import Rewired
-
-        from mlops.package.bundle import golden_answers
-        from mlops.package.model import OnnxModel
-
-        graph = Rewired((world.bundle("housing", 1) / "model.onnx").read_bytes())
-        documents["model"] = graph.answering(graph.add("Add", "known", np.array(0.5)))
-        golden = np.array(documents["golden"]["fields"])
-        documents["golden"].update(golden_answers(OnnxModel(documents["model"]).run(golden)))
-
-    world.register("housing", a_little_dearer)
+    register_off(world, 0.5)
     lines = [f"{one},{float(y)!r}" for one, y in zip(ids[:250], actual, strict=False)]
     (tmp_path / "truth.csv").write_text("\n".join(["prediction_id,actual", *lines]))
     feedback("housing", tmp_path / "truth.csv", settings=world.settings)

@@ -7,8 +7,8 @@ import json
 import random
 from typing import Any
 
-import numpy as np
 import pytest
+from experimental import register_off
 from promotions import World, equal, world_in
 
 from mlops import cli
@@ -265,21 +265,6 @@ def asked_of(world: World, policy: str, **options: Any) -> WhatIf:
     return what_if("housing", policy, settings=world.settings, **options)
 
 
-def half_a_unit_dearer(world: World) -> Any:
-    from test_bad_models import Rewired
-
-    from mlops.package.bundle import golden_answers
-    from mlops.package.model import OnnxModel
-
-    def change(documents: dict[str, Any]) -> None:
-        graph = Rewired((world.bundle("housing", 1) / "model.onnx").read_bytes())
-        documents["model"] = graph.answering(graph.add("Add", "known", np.array(0.5)))
-        golden = np.array(documents["golden"]["fields"])
-        documents["golden"].update(golden_answers(OnnxModel(documents["model"]).run(golden)))
-
-    return change
-
-
 def answered(world: World, rows: int, told: int, tmp_path: Any) -> None:
     """Let the champion answer; the truth is what version 1 would have answered."""
     parts = split(HOUSING, prepare(HOUSING, world.settings.data).frame)
@@ -294,7 +279,7 @@ def answered(world: World, rows: int, told: int, tmp_path: Any) -> None:
 def test_what_a_forced_promotion_cost_is_found_to_the_digit(world, tmp_path, monkeypatch, capfd):
     assert asked_of(world, "no-force").cost.outcome == "none"
     answered(world, 60, 60, tmp_path)
-    world.register("housing", half_a_unit_dearer(world))
+    register_off(world, 0.5)
     with pytest.raises(GateError):
         world.promote("housing", 2)
     world.promote("housing", 2, force=True, reason="it is mine")
@@ -332,7 +317,7 @@ def test_what_a_forced_promotion_cost_is_found_to_the_digit(world, tmp_path, mon
 
 
 def test_too_few_truths_are_said_to_be(world, tmp_path):
-    world.register("housing", half_a_unit_dearer(world))
+    register_off(world, 0.5)
     world.promote("housing", 2, force=True, reason="it is mine")
     answered(world, 60, 20, tmp_path)
     cost = asked_of(world, "no-force").cost
@@ -341,7 +326,7 @@ def test_too_few_truths_are_said_to_be(world, tmp_path):
 
 
 def test_gates_that_never_met_are_asked_now_if_so_wished(world):
-    world.register("housing", half_a_unit_dearer(world))
+    register_off(world, 0.5)
     world.promote("housing", 2, force=True, reason="it is mine")
     world.register("housing", equal)
     with Ledger(world.settings.state_database) as ledger:

@@ -36,7 +36,8 @@ class Subject:
 
     `search` returns rows as JSON has them. `model` returns the version that answers, its bundle's
     signature and its reference profile; `diagnosis` what training measured of it on held-out rows.
-    Both return None where there is none. `decisions` reads the ledger's lines about it.
+    Both return None where there is none. `decisions` reads the ledger's lines about it,
+    `experiment` what is known of the open experiment and of those before.
     """
 
     use_case: UseCase
@@ -45,6 +46,7 @@ class Subject:
     model: Callable[[], tuple[int, dict[str, Any], dict[str, Any]] | None]
     diagnosis: Callable[[], dict[str, Any] | None]
     decisions: ledger.Read
+    experiment: Callable[[], dict[str, Any]]
 
 
 class LoggedPrediction(BaseModel):
@@ -97,7 +99,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 def dashboard(subjects: Sequence[Subject], version: str) -> APIRouter:
     """Return all routes: those of several use cases under their names, the first's at the root too.
 
-    The root's overview and ledger are of all.
+    The root's overview, ledger and experiments are of all.
     """
     router = APIRouter(tags=["dashboard"])
     combined = len(subjects) > 1
@@ -105,11 +107,13 @@ def dashboard(subjects: Sequence[Subject], version: str) -> APIRouter:
     add_pages(router, tuple(prefixes))
     _add_overview(router, "/overview", subjects)
     ledger.add_ledger(router, "/ledger", functools.partial(_all_decisions, subjects))
+    _add_experiments(router, "/experiments", subjects)
     places = [("", subjects[0]), *((f"/{s.use_case.name}", s) for s in subjects if combined)]
     for prefix, subject in places:
         if prefix:
             _add_overview(router, f"{prefix}/overview", [subject])
             ledger.add_ledger(router, f"{prefix}/ledger", subject.decisions)
+            _add_experiments(router, f"{prefix}/experiments", [subject])
         _add_search(router, prefix, subject)
         _add_schema(router, prefix, subject)
         _add_diagnosis(router, prefix, subject)
@@ -151,6 +155,25 @@ def _add_overview(router: APIRouter, path: str, subjects: Sequence[Subject]) -> 
         return {"use_cases": [overview(one) for one in seen]}
 
     router.add_api_route(path, look, methods=["GET"], summary="Overview")
+
+
+def _add_experiments(router: APIRouter, path: str, subjects: Sequence[Subject]) -> None:
+    def experiments() -> dict[str, Any]:
+        """Tell of each use case's open experiment, and list those before, the newest first.
+
+        Of the open one: its terms, verdict or forecast, both versions' losses, where clients went,
+        the rows that it is behind the log, and the judgement over labels. `experiment` is null
+        where none is open.
+        """
+        return {"use_cases": [subject.experiment() for subject in subjects]}
+
+    router.add_api_route(
+        path,
+        experiments,
+        methods=["GET"],
+        summary="Experiments",
+        responses={503: {"description": "The state database or the log cannot be read"}},
+    )
 
 
 def _add_search(router: APIRouter, prefix: str, subject: Subject) -> None:

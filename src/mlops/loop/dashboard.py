@@ -19,6 +19,7 @@ from mlops.errors import LogUnavailableError, MlopsError
 from mlops.improve.chain import Verification
 from mlops.improve.decisions import Decision
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.verdict import report
 from mlops.monitor import search
 from mlops.monitor.log import PredictionLog
 from mlops.records import Metrics
@@ -61,6 +62,7 @@ def _subject(
         model,
         diagnosis,
         functools.partial(_decisions, service.use_case.name, settings),
+        lambda: report(service.use_case, settings()),
     )
 
 
