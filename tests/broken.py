@@ -19,8 +19,8 @@ from typing import Any
 
 from mlops.cli import main
 from mlops.loop import alerts, evidence
+from mlops.loop import follow as following
 from mlops.loop import retrain as retraining
-from mlops.loop import serve as following
 from mlops.monitor import estimate
 from mlops.monitor.alerts import book
 from mlops.monitor.alerts.rules import RULES, Reading

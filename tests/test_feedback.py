@@ -215,7 +215,7 @@ def answered(trained: Path, tmp_path: Path, held_out: pd.DataFrame) -> tuple[Pat
     """A project whose champion has answered 1,200 test rows, and their truths by id."""
     from mlops.deploy.predictor import Champion
     from mlops.improve.ledger import Ledger
-    from mlops.loop.serve import open_champion
+    from mlops.loop.follow import open_champion
     from mlops.records import Submission
 
     home = copy_project(trained, tmp_path / "home")

@@ -24,9 +24,10 @@ from mlops.improve.guard import CERTAIN, Evidence
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop import guarding
 from mlops.loop import promote as promoting
+from mlops.loop.follow import open_champion, rehearse
 from mlops.loop.guarding import Guard
 from mlops.loop.performance import measure_of
-from mlops.loop.serve import open_champion, open_for_explaining, open_log, rehearse
+from mlops.loop.serve import open_for_explaining, open_log
 from mlops.monitor.alerts.rules import Known, Limits, rollback, unwatched
 from mlops.records import Finding, Submission, Watched
 from mlops.settings import Settings, read_settings
@@ -374,7 +375,8 @@ def test_callers_of_a_real_server_get_the_old_version_back_and_are_told_why(trai
     )
     outcomes = bad_models.measure(trained, tmp_path, [raises, errs])
     assert [one.stopped_by for one in outcomes] == ["the guard: errors", "the guard: quality"]
-    assert all(0 < one.touched < one.asked for one in outcomes)
+    assert [one.unanswered for one in outcomes] == [0, 0], "the version before answers instead"
+    assert 0 < outcomes[1].touched < outcomes[1].asked
     home = tmp_path / "home"
     told = mlops("why", "housing", "2", "--json", home=home).stdout
     assert "runs of the model failed, the last with InvalidArgument" in told
@@ -387,7 +389,8 @@ def test_with_the_guard_off_nobody_stops_what_the_gates_cannot_see(trained, tmp_
     raises = [bad for bad in bad_models.MODELS if "raises" in bad.name]
     [outcome] = bad_models.measure(trained, tmp_path, raises, patience=1.5, ROLLBACK_WATCH_DAYS="0")
     assert outcome.stopped_by == ""
-    assert outcome.touched > 20
+    assert outcome.asked > 20
+    assert outcome.unanswered == 0, "the version before answers in its place, for good"
 
 
 @pytest.mark.slow

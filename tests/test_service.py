@@ -20,9 +20,10 @@ from pydantic import ValidationError
 
 from mlops import clock
 from mlops.deploy.groupcommit import INLINE_ROWS
+from mlops.deploy.headers import Headers
 from mlops.deploy.predictor import Champion, new_ids
 from mlops.deploy.reader import Reader
-from mlops.deploy.service import READ_INLINE_BYTES, Headers, Reply, Service, reply_of
+from mlops.deploy.service import READ_INLINE_BYTES, Reply, Service, reply_of
 from mlops.errors import LogUnavailableError
 from mlops.monitor.log import PredictionLog
 from mlops.package.model import Output

@@ -11,7 +11,7 @@ from benchmarks.reliability.world import Found, World
 from mlops.build.data import prepare, split
 from mlops.deploy.predictor import Champion
 from mlops.improve.ledger import Ledger
-from mlops.loop.serve import open_champion
+from mlops.loop.follow import open_champion
 from mlops.settings import Settings
 from mlops.usecase import UseCase
 from mlops.usecases.housing import HOUSING

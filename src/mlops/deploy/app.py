@@ -17,17 +17,15 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import fastapi_offline
-from fastapi import APIRouter, Body, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
-from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
@@ -36,10 +34,13 @@ from mlops.deploy import explained, exposition, problems
 from mlops.deploy.access import Access, Refused
 from mlops.deploy.admin import Promote, add_admin
 from mlops.deploy.alerts import Alerts, add_alerts
+from mlops.deploy.documented import HEADERS, REFUSALS, add_post, headers_of
 from mlops.deploy.drift import add_drift
 from mlops.deploy.feedback_routes import add_feedback
+from mlops.deploy.headers import Headers
 from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
 from mlops.deploy.limits import SECURITY_HEADERS, Limits
+from mlops.deploy.named import NAMED, add_named
 from mlops.deploy.schemas import (
     ErrorAnswer,
     PredictionAnswer,
@@ -47,7 +48,7 @@ from mlops.deploy.schemas import (
     batch_answer_model,
     explained_model,
 )
-from mlops.deploy.service import Headers, Reply, Respond, Service, reply_of
+from mlops.deploy.service import Reply, Respond, Service, reply_of
 from mlops.errors import MlopsError, NotExplainedError
 
 GUARD: dict[int | str, dict[str, Any]] = {
@@ -55,28 +56,9 @@ GUARD: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorAnswer, "description": "The API key has another role, or use case"},
     429: {"model": ErrorAnswer, "description": "Too many requests: wait as Retry-After says"},
 }
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"model": ErrorAnswer, "description": "The body is larger than LARGEST_BODY"},
-    422: {"model": ErrorAnswer, "description": "Named by field, value and limit"},
-    503: {"model": ErrorAnswer, "description": "No model yet, or no log: try again later"},
-}
 NOT_EXPLAINED: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorAnswer, "description": "The version that answers cannot be explained"},
 }
-HEADERS = [
-    {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "schema": {"type": "string"},
-        "description": "A resend with the same key is given the first answer and logged once",
-    },
-    {
-        "name": "X-Client-ID",
-        "in": "header",
-        "schema": {"type": "string"},
-        "description": "Who asks; only a digest of it is kept",
-    },
-]
 ASSETS = "/docs/assets"
 VARY = {"vary": "accept"}
 OPEN_PATHS = ("", "/health/live", "/health/ready")
@@ -134,9 +116,12 @@ class App(FastAPI):
         """Count a prediction request that was refused at the door; others are not counted."""
         if scope["method"] == "POST":
             path = scope["path"].removeprefix(scope["root_path"])
-            model = INFER.fullmatch(path)
+            model = INFER.fullmatch(path) or NAMED.fullmatch(path)
             route = self.hot.get(path)
-            service = self.models.get(model[1]) if model else route.service if route else None
+            if model:
+                service = self.models.get(model[1] or self.use_cases[0])
+            else:
+                service = route.service if route else None
             if service:
                 service.count(status)
 
@@ -299,6 +284,7 @@ def _add_routes(
     speaks_for = tuple(everyone) or (service,)
     use_case = service.use_case
     answers = answer_model(use_case)
+    batch_answers = batch_answer_model(use_case, answers)
     examples = {
         name: {"summary": name, "value": value} for name, value in use_case.examples.items()
     }
@@ -313,7 +299,7 @@ def _add_routes(
         parameters=[*HEADERS, explained.PARAMETER],
         refusals={**REFUSALS, **NOT_EXPLAINED},
     )
-    _add_post(
+    add_post(
         router,
         "/explain",
         lambda request, body: explained.explain(service, body),
@@ -330,7 +316,7 @@ def _add_routes(
         HotRoute(app, f"{prefix}/predict/batch", service, service.predict_batch),
         summary=f"{use_case.title}: predict for many, all of them or none",
         body=service.reader.batch_model,
-        answer=batch_answer_model(use_case, answers),
+        answer=batch_answers,
         examples={
             "all examples": {
                 "summary": "all examples",
@@ -377,6 +363,7 @@ def _add_routes(
         raise HTTPException(404, "no prediction with this id is in the log")
 
     if not everyone[1:]:  # the root of several has no one model to speak of
+        add_named(router, service, answers, batch_answers, examples)
         add_drift(router, service)
     router.add_api_route(
         "/predictions/{prediction_id}",
@@ -432,7 +419,7 @@ def _add_hot_route(
     **documented: Any,
 ) -> None:
     """Document a route with FastAPI and let both ways to it end in the same handler."""
-    _add_post(
+    add_post(
         router,
         hot.path.removeprefix(router.prefix),
         lambda request, body: hot.reply(body, request.headers.raw, request.scope["query_string"]),
@@ -440,50 +427,6 @@ def _add_hot_route(
         **documented,
     )
     app.hot[hot.path] = hot
-
-
-def _add_post(
-    router: APIRouter,
-    path: str,
-    answered: Callable[[Request, bytes], Awaitable[Reply]],
-    *,
-    summary: str,
-    body: type[BaseModel],
-    answer: type[BaseModel],
-    examples: dict[str, Any],
-    description: str = "Validate, predict, record, respond.",
-    parameters: Sequence[dict[str, Any]] = (),
-    refusals: dict[int | str, dict[str, Any]] = REFUSALS,
-) -> None:
-    """Add a route that FastAPI documents, and whose body its own handler validates."""
-
-    class Documented(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Any]:
-            async def handle(request: Request) -> Response:
-                reply = await answered(request, await request.body())
-                response = Response(reply.body, reply.status)
-                response.raw_headers = headers_of(reply)
-                return response
-
-            return handle
-
-    def endpoint(body: Any) -> None: ...
-
-    endpoint.__annotations__["body"] = body
-    endpoint.__defaults__ = (Body(openapi_examples=examples),)
-    documented = APIRouter(route_class=Documented)
-    documented.add_api_route(
-        path,
-        endpoint,
-        methods=["POST"],
-        summary=summary,
-        description=description,
-        response_model=answer,
-        responses=refusals,
-        openapi_extra={"parameters": list(parameters)},
-        operation_id=(router.prefix + path).strip("/").replace("/", "_"),
-    )
-    router.include_router(documented)
 
 
 def _health(services: Sequence[Service]) -> dict[str, Any]:
@@ -601,18 +544,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
-
-
-def headers_of(reply: Reply) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(reply.body)),
-        *SECURITY_HEADERS,
-        *reply.headers,
-    ]
-    if reply.status == 503:
-        headers.append((b"retry-after", problems.RETRY_AFTER_SECONDS.encode()))
-    return headers
 
 
 async def _body(receive: Receive, largest: int) -> bytes | None:

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from mlops.deploy.lineup import Lineup, OnFailure
 from mlops.deploy.predictor import Champion
 from mlops.deploy.syncing import Syncing
 from mlops.errors import IdempotencyConflictError, LogBusyError, MlopsError, NotTrainedError
@@ -41,8 +41,7 @@ MOST_TIMINGS = 100_000
 Logged = tuple[Prediction, ...]
 Finish = Callable[[Logged | BaseException], None]
 Results = Sequence[Logged | BaseException]
-OnFailure = Callable[[int, BaseException, int], None]
-"""Told of a run of a model that failed: its version, the error, and how many rows it was over."""
+Predicted = Sequence[Submission | Exception]
 
 
 class Log(Protocol):
@@ -68,10 +67,11 @@ class _Waiting(NamedTuple):
     key: str | None
     client: str | None
     finish: Finish
+    model: Champion | None
 
 
 class _Group(NamedTuple):
-    champion: Champion | None
+    lineup: Lineup | None
     waiting: list[_Waiting]
     failures: list[Failure]
     recorded: list[Callable[[bool], None]]
@@ -84,13 +84,17 @@ class _Group(NamedTuple):
 
 
 class GroupCommit:
-    """Predicts and records; answers only what has been committed."""
+    """Predicts and records; answers only what has been committed.
 
-    def __init__(self, log: Log, *, synced: bool) -> None:
-        self.champion: Champion | None = None
+    `on_failure` is told of each run that fails, also where another model answers in its place; on
+    the event loop or in a thread.
+    """
+
+    def __init__(self, log: Log, *, synced: bool, on_failure: OnFailure) -> None:
+        self.lineup: Lineup | None = None
         self.runs: Counter[int] = Counter()
         """How often each version has answered a group of rows, since this began."""
-        self.on_failure: OnFailure = lambda version, error, rows: None
+        self._on_failure = on_failure
         self._log = log
         self._synced = synced
         self._next = _Group.new()
@@ -112,13 +116,16 @@ class GroupCommit:
         key: str | None,
         client: str | None,
         finish: Finish,
+        model: Champion | None = None,
     ) -> None:
         """Predict rows and log them, all or none, and call `finish` with the logged predictions.
+
+        `model` answers; if None, whoever is champion when the group starts.
 
         It is called with the error instead, if there is one: `NotTrainedError`,
         `LogUnavailableError`, `IdempotencyConflictError`, or whatever a broken model raised.
         """
-        self._next.waiting.append(_Waiting(rows, inputs, key, client, finish))
+        self._next.waiting.append(_Waiting(rows, inputs, key, client, finish, model))
         self._schedule()
 
     def rows_waiting(self) -> int:
@@ -171,7 +178,7 @@ class GroupCommit:
 
     def _start(self) -> None:
         """Take everything that waits and work it off."""
-        group, self._next = self._next._replace(champion=self.champion), _Group.new()
+        group, self._next = self._next._replace(lineup=self.lineup), _Group.new()
         if self._timings_due:
             group = group._replace(timings=self._take_timings())
         rows = sum(len(one.rows) for one in group.waiting)
@@ -179,11 +186,11 @@ class GroupCommit:
             self._in_thread(group, lambda: self._append(group, self._predict(group, rows)))
             return
         try:
-            submissions = self._predict(group, rows)
+            predicted = self._predict(group, rows)
             try:
-                logged = self._append(group, submissions, wait=False)
+                logged = self._append(group, predicted, wait=False)
             except LogBusyError:
-                self._in_thread(group, lambda: self._append(group, submissions))
+                self._in_thread(group, lambda: self._append(group, predicted))
                 return
         except Exception as error:  # noqa: BLE001  # handed to every request that waits
             self._committed(group, error)
@@ -201,23 +208,21 @@ class GroupCommit:
         if not self._log.follow():
             self._follow_soon()
 
-    def _predict(self, group: _Group, rows: int) -> list[Submission]:
-        if group.champion is None or not rows:
+    def _predict(self, group: _Group, rows: int) -> Predicted:
+        if group.lineup is None or not rows:
             return []
         started = time.perf_counter()
-        try:
-            submissions = _predict(group.champion, group.waiting)
-        except Exception as error:
-            self.on_failure(group.champion.version, error, rows)
-            raise
+        predicted = group.lineup.answer(group.waiting, self._on_failure, self.runs)
         self._seconds_a_row = (time.perf_counter() - started) / rows
-        self.runs[group.champion.version] += 1
-        return submissions
+        return predicted
 
-    def _append(
-        self, group: _Group, submissions: Sequence[Submission], *, wait: bool = True
-    ) -> Results:
-        return self._log.append(submissions, group.failures, group.timings, wait=wait)
+    def _append(self, group: _Group, predicted: Predicted, *, wait: bool = True) -> Results:
+        submissions = [one for one in predicted if isinstance(one, Submission)]
+        logged = self._log.append(submissions, group.failures, group.timings, wait=wait)
+        if len(submissions) == len(predicted):
+            return logged
+        each = iter(logged)
+        return [next(each) if isinstance(one, Submission) else one for one in predicted]
 
     def _take_timings(self) -> list[Timing]:
         self._timings_due = False
@@ -266,30 +271,9 @@ class GroupCommit:
         self._disk.begin(done)
 
 
-def _predict(champion: Champion, waiting: Sequence[_Waiting]) -> list[Submission]:
-    """Run the model once over all rows; hand each request its own."""
-    rows: Any  # a matrix, if one is there already
-    if any(isinstance(one.rows, np.ndarray) for one in waiting):
-        rows = np.concatenate([one.rows for one in waiting])
-    else:
-        rows = [row for one in waiting for row in one.rows]
-    predictions = champion.predict(
-        rows,
-        [text for one in waiting for text in one.inputs],
-        [client for one in waiting for client in itertools.repeat(one.client, len(one.rows))],
-    )
-    submissions = []
-    start = 0
-    for one in waiting:
-        end = start + len(one.rows)
-        submissions.append(Submission(tuple(predictions[start:end]), one.key))
-        start = end
-    return submissions
-
-
 def _answer(group: _Group, results: Results | BaseException) -> None:
     logged = not isinstance(results, BaseException)
-    if group.champion is None and logged:
+    if group.lineup is None and logged:
         results = NotTrainedError("no model answers yet")
     if isinstance(results, BaseException):
         results = [results] * len(group.waiting)

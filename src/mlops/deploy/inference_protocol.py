@@ -35,8 +35,10 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from mlops.deploy import problems
+from mlops.deploy.headers import Headers
+from mlops.deploy.predictor import Champion
 from mlops.deploy.schemas import LARGEST_BATCH
-from mlops.deploy.service import Headers, Service, reply_of
+from mlops.deploy.service import Service, reply_of
 from mlops.usecase import UseCase
 
 TOGETHER = "instances"
@@ -224,8 +226,9 @@ def _add_model_routes(
         return await _infer(find(model), model, request)
 
     async def infer_by(model: str, version: str, request: Request) -> Response:
-        """Validate, predict, record, respond, if this version is the one that answers."""
-        return await _infer(find(model, version), model, request)
+        """Validate, predict, record, respond: by this version, if it is open."""
+        service = find(model, version)
+        return await _infer(service, model, request, service.models().get(version))
 
     unknown: dict[int | str, dict[str, Any]] = {404: ERRORS[404]}
     for path, about, ready, answer in (
@@ -264,7 +267,8 @@ def _add(
 
 
 def _versions(service: Service) -> list[str]:
-    return [str(service.champion.version)] if service.champion else []
+    """Return the versions that are open, the champion first."""
+    return list(dict.fromkeys(str(model.version) for model in service.models().values()))
 
 
 def _ready(services: Sequence[Service]) -> JSONResponse:
@@ -299,7 +303,9 @@ def _outputs(use_case: UseCase) -> dict[str, tuple[str, list[int]]]:
     return {**found, "prediction_id": ("BYTES", []), "warnings": ("BYTES", [])}
 
 
-async def _infer(service: Service, model: str, request: Request) -> Response:
+async def _infer(
+    service: Service, model: str, request: Request, by: Champion | None = None
+) -> Response:
     body, headers = await request.body(), request.headers.raw
     path = request.url.path
     arrived = time.perf_counter()
@@ -313,19 +319,24 @@ async def _infer(service: Service, model: str, request: Request) -> Response:
         refused = await reply_of(partial(service.refuse, status, detail, body, headers, path))
         service.observe(refused, time.perf_counter() - arrived)
         raise
-    reply = await _as_batch(service, rows, headers, path, arrived)
+    reply = await _as_batch(service, rows, headers, path, arrived, by)
     request.scope[CHARGE](len(rows))
     return _answer(service.use_case, model, asked, reply)
 
 
 async def _as_batch(
-    service: Service, rows: np.ndarray, headers: Headers, path: str, arrived: float
+    service: Service,
+    rows: np.ndarray,
+    headers: Headers,
+    path: str,
+    arrived: float,
+    by: Champion | None,
 ) -> list[dict[str, Any]]:
     """Send rows (n, fields) the friendly way; return the answers."""
     fields = service.use_case.fields
     instances = [dict(zip(fields, row, strict=True)) for row in rows.tolist()]
     body = orjson.dumps({TOGETHER: instances})
-    reply = await reply_of(partial(service.predict_batch, body, headers, path))
+    reply = await reply_of(partial(service.predict_batch, body, headers, path, model=by))
     service.observe(reply, time.perf_counter() - arrived)
     content = orjson.loads(reply.body)
     if reply.status != 200:

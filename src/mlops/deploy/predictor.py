@@ -7,6 +7,7 @@ for a model that multiplies matrices, the rounding of the last digit).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from itertools import repeat
@@ -16,6 +17,7 @@ import numpy as np
 import orjson
 
 from mlops import clock
+from mlops.errors import MlopsError
 from mlops.records import Prediction, from_columns
 from mlops.usecase import UseCase
 
@@ -78,8 +80,17 @@ class OpenBundle(Protocol):
     def explainer(self) -> Explainer | None: ...
 
 
+class NotFiniteError(MlopsError):
+    """A model gave, for `rows`, what is not finite; `predictions` holds all rows, those too."""
+
+    def __init__(self, version: int, rows: list[int], predictions: list[Prediction]) -> None:
+        super().__init__(f"version {version} answered with a number that is not finite")
+        self.rows = rows
+        self.predictions = predictions
+
+
 class Champion:
-    """The registered version that answers."""
+    """A registered version that answers."""
 
     def __init__(self, use_case: UseCase, version: int, candidate: str, bundle: OpenBundle) -> None:
         self.use_case = use_case
@@ -109,16 +120,19 @@ class Champion:
         inputs: Sequence[str],
         clients: Sequence[str | None],
     ) -> list[Prediction]:
-        """Answer rows of field values (in field order), each with its JSON text and its client."""
+        """Answer rows of field values (in field order), each with its JSON text and its client.
+
+        Raises `NotFiniteError` if the model gives what is not finite, and whatever it raises.
+        """
         matrix = np.asarray(rows, dtype=np.float64)
         output = self._model.run(matrix)
         number, labels = len(matrix), self.use_case.target.labels
         values = output.prediction.tolist()
+        numbers = [values] if output.probabilities is None else output.probabilities.tolist()
         probabilities: Iterable[str | None] = repeat(None)
         if output.probabilities is not None:
             probabilities = (
-                orjson.dumps(dict(zip(labels, row, strict=True))).decode()
-                for row in output.probabilities.tolist()
+                orjson.dumps(dict(zip(labels, row, strict=True))).decode() for row in numbers
             )
         warnings = self._warnings(matrix, output.inputs)
         columns = (  # in the order of a Prediction's fields
@@ -133,7 +147,12 @@ class Champion:
             clients,
             repeat(0),
         )
-        return from_columns(columns)
+        predictions = from_columns(columns)
+        if not math.isfinite(sum(map(sum, numbers))):  # or large ones that add up to more
+            odd = [not np.all(np.isfinite(row)) for row in (numbers if labels else values)]
+            if any(odd):
+                raise NotFiniteError(self.version, np.flatnonzero(odd).tolist(), predictions)
+        return predictions
 
     def _warnings(self, fields: np.ndarray, inputs: np.ndarray) -> dict[int, str]:
         """Return, for rows unlike the training data, a JSON list that says in what."""

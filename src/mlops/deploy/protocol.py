@@ -22,7 +22,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from mlops.deploy.app import App, HotRoute, headers_of
+from mlops.deploy.app import App, HotRoute
+from mlops.deploy.documented import headers_of
 from mlops.deploy.limits import MOST_HEADERS, LimitedProtocol, Limits, Room
 from mlops.deploy.service import Reply
 

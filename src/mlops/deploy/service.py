@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import orjson
@@ -18,7 +18,9 @@ from mlops.deploy import problems
 from mlops.deploy.access import API_KEY
 from mlops.deploy.explanation import answered, explain
 from mlops.deploy.exposition import Scrape
-from mlops.deploy.groupcommit import GroupCommit, Log, Logged, OnFailure
+from mlops.deploy.groupcommit import GroupCommit, Log, Logged
+from mlops.deploy.headers import Headers, header, idempotency_key
+from mlops.deploy.lineup import Lineup, OnFailure
 from mlops.deploy.predictor import Champion, OpenBundle, answer
 from mlops.deploy.reader import Reader, Rows
 from mlops.deploy.schemas import LARGEST_BATCH
@@ -32,9 +34,7 @@ from mlops.errors import (
 from mlops.records import Attached, Failure, Metrics, Prediction, Watched
 from mlops.usecase import UseCase
 
-Headers = Iterable[tuple[bytes, bytes]]
 KEPT_BODY_BYTES = 2_000
-LONGEST_KEY = 200
 LONGEST_FLUSH = 1.0
 """Seconds that `/metrics` waits for the last answers to be counted."""
 READ_INLINE_BYTES = 512 * 1024
@@ -81,7 +81,8 @@ class PredictionLog(Log, Protocol):
 class Service:
     """Answers for one use case. Not ready until it has a log and a champion.
 
-    `trouble` says, when there is no champion or a newer one was refused, why, and what to do.
+    `trouble` says, when there is no champion or a version was refused, why, and what to do.
+    `on_failure` is told of each run of a model that fails: see `GroupCommit`.
     """
 
     def __init__(self, use_case: UseCase) -> None:
@@ -98,6 +99,7 @@ class Service:
         self._secret = os.urandom(32)
         self._group: GroupCommit | None = None
         self._log: PredictionLog | None = None
+        self._failures: set[tuple[int, type[BaseException]]] = set()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -108,8 +110,7 @@ class Service:
         """
         self._log = log
         self._secret = secret or self._secret
-        self._group = GroupCommit(log, synced=synced)
-        self._group.on_failure = lambda *run: self.on_failure(*run)  # noqa: PLW0108  it may be set later
+        self._group = GroupCommit(log, synced=synced, on_failure=self._failed)
 
     async def stop(self) -> None:
         if self._group and self._log:
@@ -118,19 +119,30 @@ class Service:
         self._group = self._log = None
 
     @property
+    def lineup(self) -> Lineup | None:
+        return self._group.lineup if self._group else None
+
+    @property
     def champion(self) -> Champion | None:
-        return self._group.champion if self._group else None
+        lineup = self.lineup
+        return lineup.champion if lineup else None
+
+    def models(self) -> dict[str, Champion]:
+        """Return who answers by name: see `Lineup.named`."""
+        lineup = self.lineup
+        return lineup.named() if lineup else {}
 
     def runs(self, version: int) -> int:
         """Return how often a version has answered a group of rows, in this process."""
         return self._group.runs[version] if self._group else 0
 
-    def swap(self, champion: Champion) -> None:
-        """Let another version answer, from the next group on."""
+    def swap(self, lineup: Lineup | Champion, trouble: str = "") -> None:
+        """Let others answer, from the next group on: a champion alone, or with those beside it."""
         if self._group is None:
             raise RuntimeError("swap before start")
-        self._group.champion = champion
-        self.trouble = ""
+        self._group.lineup = lineup if isinstance(lineup, Lineup) else Lineup(lineup)
+        self.trouble = trouble
+        self._failures = set()
 
     def rehearse(self, champion: Champion, rows: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """Return what this champion would answer to rows of field values; nothing is recorded.
@@ -145,25 +157,40 @@ class Service:
 
     # -- routes ---------------------------------------------------------------------------------
 
-    def predict(self, body: bytes, headers: Headers, path: str, respond: Respond) -> None:
-        """Answer one request of the use case's fields."""
-        self._answer(self.reader.one, self._write_one, body, headers, path, respond)
+    def predict(
+        self,
+        body: bytes,
+        headers: Headers,
+        path: str,
+        respond: Respond,
+        model: Champion | None = None,
+    ) -> None:
+        """Answer one request of the use case's fields; `model` does, if there is one."""
+        self._answer(self.reader.one, self._write_one, body, headers, path, respond, model)
 
-    def predict_batch(self, body: bytes, headers: Headers, path: str, respond: Respond) -> None:
-        """Answer `{"instances": [...]}`, in order: all of them, or none."""
+    def predict_batch(
+        self,
+        body: bytes,
+        headers: Headers,
+        path: str,
+        respond: Respond,
+        model: Champion | None = None,
+    ) -> None:
+        """Answer `{"instances": [...]}`, in order: all of them, or none, and all by one model."""
+        write = self._write_batch
         if len(body) <= READ_INLINE_BYTES:
-            self._answer(self.reader.batch, self._write_batch, body, headers, path, respond)
+            self._answer(self.reader.batch, write, body, headers, path, respond, model)
             return
 
         def answer(read: asyncio.Future[Rows]) -> None:
-            self._answer(lambda _: read.result(), self._write_batch, body, headers, path, respond)
+            self._answer(lambda _: read.result(), write, body, headers, path, respond, model)
 
         loop = asyncio.get_running_loop()
         loop.run_in_executor(None, self.reader.batch, body).add_done_callback(answer)
 
     def health(self) -> dict[str, Any]:
         """Say whether this use case answers, with what, and if not, why."""
-        champion, reason = self.champion, self.not_ready()
+        lineup, champion, reason = self.lineup, self.champion, self.not_ready()
         return {
             "status": "unavailable" if reason else "healthy",
             "message": reason or f"{self.use_case.title} is answering" + self._remark(),
@@ -171,6 +198,8 @@ class Service:
             "candidate": champion.candidate if champion else None,
             "model_version": champion.version if champion else None,
             "bundle": champion.bundle.hash if champion else None,
+            "models": {name: model.version for name, model in self.models().items()},
+            "share": lineup.split.share if lineup and lineup.split else 0.0,
         }
 
     def not_ready(self) -> str:
@@ -237,9 +266,9 @@ class Service:
         row = self._log.find(prediction_id) if self._log else None
         if row is None:
             raise LogUnavailableError("the prediction is not in the log any more")
-        champion = self.champion
-        if champion is not None and champion.bundle.hash == row.bundle:
-            bundle = champion.bundle
+        opened = {model.bundle.hash: model.bundle for model in self.models().values()}
+        if row.bundle in opened:
+            bundle = opened[row.bundle]
         elif self.open:
             bundle = self.open(row.bundle)
         else:
@@ -320,6 +349,7 @@ class Service:
         headers: Headers,
         path: str,
         respond: Respond,
+        model: Champion | None,
     ) -> None:
         """Validate, predict, record, respond: now, or when the log has it."""
 
@@ -338,16 +368,20 @@ class Service:
         group = self._group
         try:
             rows, inputs = read(body)
-            key, client = _key(headers), self._client(headers)
+            key, client = idempotency_key(headers), self._client(headers)
         except Exception as error:  # noqa: BLE001  # becomes an answer
             self._fail(error, body, headers, path, respond)
         else:
-            if group is None or group.champion is None:
+            lineup = group.lineup if group else None
+            if group is None or lineup is None:
                 finish(NotTrainedError("no model answers yet"))
             elif len(rows) > 1 and group.rows_waiting() > MOST_ROWS_WAITING:
                 finish(OverloadedError("too many rows wait for their answers", "try again"))
             else:
-                group.predict(rows, inputs, key, client, finish)
+                if lineup.split is not None and model is None:
+                    # Who gives no name is split by what they ask.
+                    model = lineup.split.model_for(client or "\n".join(inputs))
+                group.predict(rows, inputs, key, client, finish, model)
 
     def _fail(
         self, error: BaseException, body: bytes, headers: Headers, path: str, respond: Respond
@@ -377,13 +411,21 @@ class Service:
         Without the secret nobody can try names until one fits. A client that gives no name goes
         by that of its API key.
         """
-        name = _header(headers, b"x-client-id") or _header(headers, API_KEY)
+        name = header(headers, b"x-client-id") or header(headers, API_KEY)
         if not name:
             return None
         return hashlib.blake2b(name.encode(), key=self._secret, digest_size=8).hexdigest()
 
     def _remark(self) -> str:
-        return f"; a newer version was refused: {self.trouble}" if self.trouble else ""
+        return f"; {self.trouble}" if self.trouble else ""
+
+    def _failed(self, version: int, error: BaseException, rows: int) -> None:
+        """Say once, not at each request, that a model fails; tell whoever watches each time."""
+        if (failure := (version, type(error))) not in self._failures:
+            self._failures.add(failure)
+            name = self.use_case.name
+            log.error("%s: version %s failed to answer", name, version, exc_info=error)
+        self.on_failure(version, error, rows)
 
 
 def reply_of(begin: Callable[[Respond], None]) -> asyncio.Future[Reply]:
@@ -396,20 +438,3 @@ def reply_of(begin: Callable[[Respond], None]) -> asyncio.Future[Reply]:
 
     begin(respond)
     return replied
-
-
-def _key(headers: Headers) -> str | None:
-    """Return the idempotency key, apart for each API key: no client meets another's answers."""
-    key = _header(headers, b"idempotency-key")
-    if not key:
-        return None
-    owner = _header(headers, API_KEY)
-    key = f"{owner}/{key}" if owner else key
-    return hashlib.sha256(key.encode()).hexdigest() if len(key) > LONGEST_KEY else key
-
-
-def _header(headers: Headers, wanted: bytes) -> str | None:
-    for name, value in headers:
-        if name == wanted:
-            return value.decode("latin-1") or None
-    return None

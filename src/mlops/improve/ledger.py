@@ -8,9 +8,10 @@ who answers is a line of the ledger (`decisions.py`), written in the same transa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -115,6 +116,13 @@ class Ledger:
 
     def close(self) -> None:
         self._database.close()
+
+    def head(self) -> str:
+        """Return the hash of the last line: nothing was decided while it stays the same."""
+        query = "SELECT hash FROM decisions ORDER BY id DESC LIMIT 1"
+        for (last,) in self._database.execute(query):
+            return str(last)
+        return chain.START
 
     def versions(self, use_case: str) -> list[Version]:
         """Return the registered versions, oldest first."""
@@ -315,12 +323,18 @@ class Ledger:
                 del reigned[-1:]
         return reigned[-2] if len(reigned) > 1 else None
 
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Read one state of all, whoever writes meanwhile."""
+        with self._database:
+            yield
+
     def verify(self, expect: str = "") -> chain.Verification:
         """Follow the chain from the first line to the last, and hold the champions against it.
 
         `expect` is the hash of a line, or its beginning, that was noted elsewhere.
         """
-        with self._database:  # one state of it, whoever writes meanwhile
+        with self.at_one_moment():
             found = chain.check(decisions.lines(self._database), expect)
             if not found.whole:
                 return found

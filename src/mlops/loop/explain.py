@@ -14,8 +14,8 @@ from mlops.deploy import problems
 from mlops.deploy.service import Service
 from mlops.errors import NotTrainedError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.follow import open_champion
 from mlops.loop.predict import InvalidRequestError
-from mlops.loop.serve import open_champion
 from mlops.package.bundle import open_bundle
 from mlops.package.card import model_card
 from mlops.settings import Settings, read_settings

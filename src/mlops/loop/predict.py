@@ -12,7 +12,8 @@ import orjson
 from mlops.deploy.service import Service, reply_of
 from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
 from mlops.improve.ledger import Ledger
-from mlops.loop.serve import open_champion, open_log
+from mlops.loop.follow import open_champion
+from mlops.loop.serve import open_log
 from mlops.settings import Settings, read_settings
 from mlops.usecases import find
 

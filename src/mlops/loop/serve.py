@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -28,25 +27,24 @@ from mlops.deploy.access import Access, parse_rate
 from mlops.deploy.app import App, build_app
 from mlops.deploy.keys import KeyStore
 from mlops.deploy.limits import Limits
-from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
 from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
-from mlops.improve.ledger import Ledger, Version
+from mlops.improve.ledger import Ledger
 from mlops.loop.alerts import Lookout
 from mlops.loop.dashboard import pages
 from mlops.loop.experimenting import keep_experimenting
+from mlops.loop.follow import Follower, rehearse
 from mlops.loop.guarding import Guard, keep_guarding
 from mlops.loop.performance import judge, look, measure_of
 from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.log import PredictionLog
-from mlops.package.bundle import GOLDEN_TOLERANCE, Bundle, open_bundle
+from mlops.package.bundle import Bundle, open_bundle
 from mlops.records import Prediction
 from mlops.settings import Settings, read_settings
 from mlops.usecase import UseCase
 from mlops.usecases import find
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_BETWEEN_TRIES = 2.0
 SECONDS_BETWEEN_PRUNINGS = 60.0
 SECONDS_BETWEEN_JUDGEMENTS = 60.0
 SECONDS_BETWEEN_STEPS = 0.05
@@ -144,7 +142,7 @@ async def _running(
                     rehearsal = functools.partial(rehearse, service)
                     guards.append(Guard(service, prediction_log, rehearsal, settings))
                     service.on_failure = guards[-1].failed
-                follower = _Follower(service, ledger, settings)
+                follower = Follower(service, ledger, settings)
                 follower.look()
                 followers.append(follower)
             with Lookout(services, logs, settings) as lookout:
@@ -264,103 +262,8 @@ def open_for_explaining(settings: Settings, bundle: str) -> Bundle:
         ) from None
 
 
-def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Champion:
-    """Open and verify a version's bundle. Raises `BundleError`."""
-    bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
-    if bundle.signature["use_case"] != use_case.name:
-        raise BundleError(
-            f"bundle {bundle.hash[:12]} was sealed for {bundle.signature['use_case']}, "
-            f"not for {use_case.name}",
-            f"train again with: mlops train {use_case.name}",
-        )
-    if tuple(field["name"] for field in bundle.signature["fields"]) != use_case.fields:
-        raise BundleError(
-            f"bundle {bundle.hash[:12]} takes other fields than {use_case.name} declares now",
-            f"train again with: mlops train {use_case.name}",
-        )
-    return Champion(use_case, version.version, version.candidate, bundle)
-
-
-def rehearse(service: Service, champion: Champion, golden: dict[str, Any]) -> None:
-    """Let a champion answer its golden rows as it would answer requests.
-
-    Raises `BundleError` if an answer is not the sealed one. `open_bundle` has asked the graph
-    alone; this is the whole way from JSON to JSON.
-    """
-    target = service.use_case.target
-    answers = service.rehearse(champion, golden["fields"])
-    found = [float(answer[target.name]) for answer in answers]
-    sealed = [float(value) for value in golden["prediction"]]
-    if target.labels:
-        found += [p for answer in answers for p in answer["probabilities"].values()]
-        sealed += [p for row in golden["probabilities"] for p in row]
-    off = max(abs(a - b) for a, b in zip(found, sealed, strict=True))
-    if not off <= GOLDEN_TOLERANCE:
-        raise BundleError(
-            f"bundle {champion.bundle.hash[:12]} does not answer its golden rows as a request is "
-            f"answered (off by {off:.3g})",
-            f"train again with: mlops train {service.use_case.name}",
-        )
-
-
-class _Follower:
-    """Keeps one service on the champion that the state database names.
-
-    A version that cannot be opened is refused by name and the one before goes on answering. It is
-    tried again every few seconds, for its bundle may be restored, or sealed again.
-    """
-
-    def __init__(self, service: Service, ledger: Ledger, settings: Settings) -> None:
-        self._service = service
-        self._ledger = ledger
-        self._settings = settings
-        self._seen: Version | None = None
-        self._try_again = math.inf
-
-    def look(self) -> None:
-        """Take up a new champion, if there is one."""
-        version = self._new_champion()
-        if version is not None:
-            self._take(version)
-
-    async def look_aside(self) -> None:
-        """The same, opening the bundle in a thread so that requests go on being answered."""
-        version = self._new_champion()
-        if version is not None:
-            await asyncio.to_thread(self._take, version)
-
-    def _new_champion(self) -> Version | None:
-        version = self._ledger.champion(self._service.use_case.name)
-        if version == self._seen and time.monotonic() < self._try_again:
-            return None
-        return version
-
-    def _take(self, version: Version) -> None:
-        name = self._service.use_case.name
-        self._seen, self._try_again = version, math.inf
-        try:
-            champion = open_champion(self._service.use_case, version, self._settings)
-            rehearse(self._service, champion, champion.bundle.golden)
-        except MlopsError as error:
-            # Clients are told what, the server's own log also where, and how to mend it.
-            trouble = f"version {version.version} was refused: {error.message}"
-            if trouble != self._service.trouble:  # said once, not at each try
-                log.error("%s: version %s was refused: %s", name, version.version, error)
-            self._service.trouble = trouble
-            self._try_again = time.monotonic() + SECONDS_BETWEEN_TRIES
-            return
-        self._service.swap(champion)
-        log.info(
-            "%s: version %s answers (%s, bundle %s)",
-            name,
-            version.version,
-            version.candidate,
-            version.bundle[:12],
-        )
-
-
 async def _keep_looking(
-    services: Sequence[Service], followers: Sequence[_Follower], access: Access, keys: KeyStore
+    services: Sequence[Service], followers: Sequence[Follower], access: Access, keys: KeyStore
 ) -> None:
     while True:
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
