@@ -23,8 +23,21 @@ EXAMPLE = next(iter(HOUSING.examples.values()))
 
 def test_the_clock_is_the_machines():
     assert abs(clock.unix() - time.time()) < 1
-    assert clock.stamp() < clock.stamp()
+    assert clock.stamp() <= clock.stamp()
     assert len(clock.stamp()) == 32
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0, "1970-01-01T00:00:00.000000+00:00"),
+        (1_800_000_000.000001, "2027-01-15T08:00:00.000001+00:00"),
+        (1_799_999_999.9999999, "2027-01-15T08:00:00.000000+00:00"),
+    ],
+)
+def test_a_stamp_is_always_as_long_and_rounded_to_the_microsecond(monkeypatch, seconds, written):
+    monkeypatch.setattr(clock, "unix", lambda: seconds)
+    assert clock.stamp() == written
 
 
 def test_a_process_follows_the_clock_that_a_file_keeps(tmp_path: Path):

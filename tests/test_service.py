@@ -656,6 +656,8 @@ def test_a_row_unlike_the_training_data_is_warned_of_and_only_that_row() -> None
     for row, latitude in zip(rows, (33.0, 32.9, 41.0, 41.1), strict=True):
         row[where] = latitude
     warnings = [one.warnings for one in champion.predict(rows, [""] * 4, [None] * 4)]
+    alone = [champion.predict([row], [""], [None])[0].warnings for row in rows]
+    assert alone == warnings
     assert warnings[0] is None
     assert warnings[2] is None
     for text, shown in ((warnings[1], "32.9"), (warnings[3], "41.1")):
@@ -673,6 +675,8 @@ def test_fields_that_were_always_in_order_are_warned_of_when_they_are_not() -> N
     rows = [[5.0] * 8 for _ in range(3)]
     rows[1][rooms], rows[2][bedrooms] = 4.0, 4.0
     warnings = [one.warnings for one in champion.predict(rows, [""] * 3, [None] * 3)]
+    alone = [champion.predict([row], [""], [None])[0].warnings for row in rows]
+    assert alone == warnings
     assert warnings[0] is None
     assert warnings[2] is None
     assert json.loads(warnings[1] or "") == [

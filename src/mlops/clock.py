@@ -8,6 +8,7 @@ measured by `time.perf_counter` and `time.monotonic` all the same.
 from __future__ import annotations
 
 import datetime
+import functools
 import mmap
 import struct
 import time
@@ -33,7 +34,13 @@ def utc() -> datetime.datetime:
 
 def stamp() -> str:
     """Return the time as ISO 8601 in UTC, always 32 characters."""
-    return utc().isoformat(timespec="microseconds")
+    seconds, microseconds = divmod(round(unix() * 1_000_000), 1_000_000)
+    return f"{_to_the_second(seconds)}.{microseconds:06}+00:00"
+
+
+@functools.lru_cache(maxsize=1)
+def _to_the_second(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()[:19]
 
 
 def seconds_of(timestamp: str) -> float:

@@ -198,7 +198,8 @@ def insert_columns(
     A column that holds one object throughout is bound once: that saves a quarter of the time.
     """
     same = tuple(
-        all(map(operator.is_, values, itertools.repeat(values[0]))) for values in columns.values()
+        values[0] is values[-1] and all(map(operator.is_, values, itertools.repeat(values[0])))
+        for values in columns.values()
     )
     shared = [values[0] for values in itertools.compress(columns.values(), same)]
     others = itertools.compress(columns.values(), [not one for one in same])

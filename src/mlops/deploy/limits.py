@@ -256,6 +256,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self._since = self._watch.now
         super().on_response_complete()
 
+    def answered(self) -> None:
+        """Note that an answer is out, and do what waited for it.
+
+        That is uvicorn's `on_response_complete` without its timer, to make and to close which costs
+        more than a refusal: the watch ends connections that stay idle.
+        """
+        if self.pipeline:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            if not self._in_message:
+                self._since = self._watch.now
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.more_body and not cycle.waiting_for_100_continue:
             self._held = app
@@ -274,11 +287,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         cycle.response_started = cycle.response_complete = True
         self.transport.write(BUSY)
-        if self.pipeline:
-            self.on_response_complete()
-        else:  # the same but for its timer, which costs more than the answer: the watch does it
-            self.server_state.total_requests += 1
-            self._since = self._watch.now
+        self.answered()
         self.flow.pause_reading()
         self._watch.deafen(self.flow, self.loop)
 
@@ -291,14 +300,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._seconds_unread = self._seconds_unread + 1 if unread else 0
         if self._seconds_unread >= self.limits.seconds:
             self.transport.abort()
-        elif (
-            self._since is not None
-            and now - self._since >= self.limits.seconds
-            and not self.flow.read_paused
-        ):
+        elif self._since is not None and not self.flow.read_paused:
+            waited = now - self._since
             if self._in_message:
-                self._end(408)
-            else:
+                if waited >= self.limits.seconds:
+                    self._end(408)
+            elif waited >= self.limits.seconds or (
+                self.cycle is not None and waited > self.timeout_keep_alive
+            ):
                 self.transport.close()
 
     def _end(self, status: int) -> None:

@@ -113,6 +113,9 @@ class Champion:
         self._derived = np.array(
             [use_case.input_names.index(name) for name in _derived(use_case)], dtype=int
         )
+        # The same for one row alone, without numpy.
+        self._of_one = self._derived.tolist(), list(zip(less, more, strict=True))
+        self._limits = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
 
     def predict(
         self,
@@ -156,6 +159,8 @@ class Champion:
 
     def _warnings(self, fields: np.ndarray, inputs: np.ndarray) -> dict[int, str]:
         """Return, for rows unlike the training data, a JSON list that says in what."""
+        if len(fields) == 1 and self._is_usual(fields[0].tolist(), inputs[0].tolist()):
+            return {}
         parts = [fields]
         if len(self._derived):
             parts.append(inputs.take(self._derived, axis=1))
@@ -180,6 +185,16 @@ class Champion:
                 f"{low:.6g} to {high:.6g} {self._units[name]}"
             )
         return {row: orjson.dumps(texts).decode() for row, texts in found.items()}
+
+    def _is_usual(self, fields: list[float], inputs: list[float]) -> bool:
+        """Whether one row has nothing to be warned of: told in half the time that numpy takes."""
+        derived, pairs = self._of_one
+        watched = [*fields, *[inputs[column] for column in derived]]
+        watched += [fields[a] - fields[b] for a, b in pairs]
+        for value, (low, high) in zip(watched, self._limits, strict=True):
+            if value < low or value > high:
+                return False
+        return True
 
 
 def answer(use_case: UseCase, prediction: Prediction) -> str:

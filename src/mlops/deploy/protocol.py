@@ -190,7 +190,7 @@ class _Exchange:
         )
         if not self.keep_alive:
             protocol.transport.close()
-        protocol.on_response_complete()
+        protocol.answered()
 
 
 class _NobodyWaits:

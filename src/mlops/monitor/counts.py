@@ -54,10 +54,14 @@ def width_at(age: float) -> int:
     return HOUR  # the next merge takes it on, and notes the busiest hour
 
 
-@functools.lru_cache(maxsize=1024)
 def unix_second(timestamp: str) -> int:
-    """Return the second that an ISO 8601 timestamp falls into."""
-    return int(datetime.datetime.fromisoformat(timestamp).timestamp() // 1)
+    """Return the second that a timestamp of the log falls into."""
+    return _unix_second(timestamp[:19])
+
+
+@functools.lru_cache(maxsize=1024)
+def _unix_second(to_the_second: str) -> int:
+    return int(datetime.datetime.fromisoformat(f"{to_the_second}+00:00").timestamp())
 
 
 # -- response times ------------------------------------------------------------------------------

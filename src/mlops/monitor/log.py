@@ -159,6 +159,8 @@ class PredictionLog(LogReader):
             folder / "predictions.log", self._rows_after, largest=largest_file, keep=keep_files
         )
         self._unwritten: list[Prediction] = []
+        places = ", ".join("?" * len(COLUMNS))
+        self._insert_one = f'INSERT INTO "{table}"({", ".join(COLUMNS)}) VALUES ({places})'  # noqa: S608
         while not self._follow():
             pass
 
@@ -349,6 +351,10 @@ class PredictionLog(LogReader):
         rows = [row for submission in submissions for row in submission.rows]
         if not rows:
             return []
+        if len(rows) == 1:  # all that an idle server does: a third of the time
+            [row] = rows
+            self._writer.execute(self._insert_one, (*row[:-1], submissions[0].key, 0))
+            return [row._replace(id=self._writer.last_insert_rowid())]
         # Turned into columns and back: no row costs a call of its own.
         columns = list(zip(*rows, strict=True))[:-1]
         keys = [one.key for one in submissions for _ in one.rows]
