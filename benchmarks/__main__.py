@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import (
-    bad_models,
     drift,
     exactness,
     explain,
@@ -30,6 +29,7 @@ from benchmarks import (
     serving,
     whole_loop,
 )
+from benchmarks.reliability import bad_models
 from benchmarks.results import Section, publish, table
 
 SECTIONS = (

@@ -14,7 +14,7 @@ from conftest import mlops
 from planted import a_tenth_too_low, held_out, plant
 from promotions import World, equal, world_in
 
-from benchmarks import bad_models
+from benchmarks.reliability import bad_models
 from mlops import clock
 from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Service
@@ -376,7 +376,7 @@ def test_callers_of_a_real_server_get_the_old_version_back_and_are_told_why(trai
     outcomes = bad_models.measure(trained, tmp_path, [raises, errs])
     assert [one.stopped_by for one in outcomes] == ["the guard: errors", "the guard: quality"]
     assert [one.unanswered for one in outcomes] == [0, 0], "the version before answers instead"
-    assert 0 < outcomes[1].touched < outcomes[1].asked
+    assert all(0 < one.touched < one.asked for one in outcomes)
     home = tmp_path / "home"
     told = mlops("why", "housing", "2", "--json", home=home).stdout
     assert "runs of the model failed, the last with InvalidArgument" in told
@@ -405,3 +405,14 @@ def test_each_of_ten_bad_models_is_refused_or_gone_two_seconds_after_it_was_foun
             assert one.touched == 0, one
         else:
             assert one.back < 2.0, one
+
+
+def test_the_published_table_has_every_bad_model_and_what_stopped_it():
+    published = bad_models.PAGE.read_text()
+    _, _, rest = published.partition(bad_models.BEGIN)
+    rows = [
+        line.split("|")[1:-1] for line in rest.partition(bad_models.END)[0].splitlines() if line
+    ]
+    assert tuple(cell.strip() for cell in rows[0]) == bad_models.COLUMNS
+    assert [row[0].strip() for row in rows[2:]] == [bad.name for bad in bad_models.MODELS]
+    assert all(row[1].strip().startswith("the ") for row in rows[2:])

@@ -2,8 +2,8 @@
 
 Each is a real graph, honest but for one fault, and is offered with `mlops promote` while callers
 ask a real server for predictions. Those that no gate can know to be bad become champion, and it is
-the guard that has to find them. An answer counts as touched if the bad version gave it, however
-good it was, or if it was none.
+the guard that has to find them. A caller is touched who was answered by the bad version, however
+good the answer was, or by the version before in its place, or not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import pytest
 from conftest import Server, copy_project, start_server, train_project
 from promotions import World, world_in
 
-import benchmarks.reliability  # noqa: F401  puts what the tests use within reach
 from benchmarks.results import ROOT
 from mlops import clock
 from mlops.errors import BundleError, GateError
@@ -40,8 +39,9 @@ COLUMNS = (
     "model",
     "stopped by",
     "asked meanwhile",
-    "answers touched",
-    "of these without an answer",
+    "answered by it",
+    "answered in its place",
+    "without an answer",
     "found after",
     "old version back after",
 )
@@ -54,13 +54,18 @@ PATIENCE = 60.0
 
 
 class Bad(NamedTuple):
-    """A bad model. `force`: a person overrules the gates that would refuse it."""
+    """A bad model.
+
+    `cut` damages its file; `force`: a person overrules the gates that would refuse it; `blind`: no
+    truths are known.
+    """
 
     name: str
     wire: planted.Wire
     change: planted.Change | None = None
     cut: bool = False
     force: bool = False
+    blind: bool = False
 
 
 MODELS = (
@@ -73,7 +78,7 @@ MODELS = (
     Bad("no number for places off the map", planted.no_number_elsewhere),
     Bad("slow for places off the map", planted.slow_elsewhere),
     Bad("1 too high for places off the map", planted.errs_elsewhere),
-    Bad("gambles; forced in by hand", planted.gambles, force=True),
+    Bad("gambles; forced in by hand, no truths", planted.gambles, force=True, blind=True),
 )
 
 
@@ -81,27 +86,36 @@ MODELS = (
 class Outcome:
     """What became of one. `found` and `back` are seconds, None where it never answered.
 
-    `found` is from its first answer to the decision to go back, `back` from there to its last.
+    `found` is from the first caller touched to the decision to go back, `back` from there to the
+    last one.
     """
 
     name: str
     stopped_by: str
     asked: int = 0
-    touched: int = 0
+    by_it: int = 0
+    in_its_place: int = 0
     unanswered: int = 0
     found: float | None = None
     back: float | None = None
 
+    @property
+    def touched(self) -> int:
+        return self.by_it + self.in_its_place + self.unanswered
+
     def cells(self) -> tuple[str, ...]:
-        counts = (self.asked, self.touched, self.unanswered)
+        counts = (self.asked, self.by_it, self.in_its_place, self.unanswered)
         times = ("" if one is None else f"{one:.1f} s" for one in (self.found, self.back))
         return (self.name, self.stopped_by or "**nothing**", *(f"{n:,}" for n in counts), *times)
 
 
 class Reply(NamedTuple):
+    """What a caller got; `instead` if another model answered where the champion failed."""
+
     at: float
     status: int
     version: int
+    instead: bool
 
 
 class Callers:
@@ -109,6 +123,7 @@ class Callers:
 
     def __init__(self, server: Server) -> None:
         self.replies: list[Reply] = []
+        self.tells = True
         self._server = server
         self._ending = threading.Event()
         rows, self._actual = planted.held_out()
@@ -140,9 +155,11 @@ class Callers:
                 line.request("POST", "/predict", self._bodies[number])
                 answer = line.getresponse()
                 said = json.loads(answer.read())
-                version = said["model_version"] if answer.status == 200 else 0
-                self.replies.append(Reply(time.time(), answer.status, version))
-                if answer.status == 200:
+                good = answer.status == 200
+                version = said["model_version"] if good else 0
+                instead = good and any("could not answer" in one for one in said["warnings"])
+                self.replies.append(Reply(time.time(), answer.status, version, instead))
+                if good and self.tells:
                     actual = float(self._actual[number])
                     self._truths.append({"prediction_id": said["prediction_id"], "actual": actual})
 
@@ -180,6 +197,7 @@ def _offer(world: World, model: Bad, callers: Callers, patience: float) -> Outco
     if model.cut:
         path = world.settings.bundles / version.bundle / "model.onnx"
         path.write_bytes(path.read_bytes()[:-1000])
+    callers.tells = not model.blind
     before, first = world.champion("housing"), len(callers.replies)
 
     def stopped(by: str) -> Outcome:
@@ -200,7 +218,7 @@ def _offer(world: World, model: Bad, callers: Callers, patience: float) -> Outco
 
     def is_back() -> bool:
         last = callers.replies[first:][-CALM:]
-        return len(last) == CALM and {(200, before)} == {(one.status, one.version) for one in last}
+        return len(last) == CALM and {(200, before, False)} == {one[1:] for one in last}
 
     while time.monotonic() < ends:
         time.sleep(0.05)
@@ -217,6 +235,7 @@ def _counted(
     world: World, model: Bad, version: Version, replies: Sequence[Reply], stopped_by: str
 ) -> Outcome:
     mine = [one for one in replies if one.version == version.version]
+    instead = [one for one in replies if one.instead]
     none = [one for one in replies if one.status != 200]
     decided = [
         clock.seconds_of(one.decided_utc)
@@ -224,11 +243,12 @@ def _counted(
         if one.action == "rollback" and one.previous == version.version
     ]
     found = back = None
-    touched = [*mine, *none]
+    touched = [one.at for one in (*mine, *instead, *none)]
     if decided and touched:
-        found = decided[-1] - min(one.at for one in touched)
-        back = max(0.0, max(one.at for one in touched) - decided[-1])
-    return Outcome(model.name, stopped_by, len(replies), len(touched), len(none), found, back)
+        found = decided[-1] - min(touched)
+        back = max(0.0, max(touched) - decided[-1])
+    counts = (len(replies), len(mine), len(instead), len(none))
+    return Outcome(model.name, stopped_by, *counts, found, back)
 
 
 @contextlib.contextmanager
