@@ -8,7 +8,7 @@ wrong-version  each seventh answer says that another version gave it
 look-seldom    it looks for a new champion each three seconds only
 ask-registry   it asks the model registry before it begins
 keep-requests  of each group of requests it keeps 20 kB for ever
-keep-files     with each model that is opened a file stays open
+keep-files     with each model that begins to answer a file stays open
 count-anew     it counts what was predicted since it began, not all that is logged
 no-patience    the log does not wait for others that write to it
 slow-health    health has to wait its turn for more than half a second
@@ -115,13 +115,13 @@ def keep_requests() -> None:
 
 
 def keep_files() -> None:
-    begin, kept = Champion.__init__, []
+    swap, kept = service.Service.swap, []
 
-    def keep(self: Champion, *arguments: Any) -> None:
+    def keep(self: service.Service, *arguments: Any) -> None:
         kept.append(os.open(os.devnull, os.O_RDONLY))
-        begin(self, *arguments)
+        swap(self, *arguments)
 
-    Champion.__init__ = keep  # type: ignore[method-assign]
+    service.Service.swap = keep  # type: ignore[method-assign]
 
 
 def count_anew() -> None:
