@@ -17,7 +17,7 @@ import numpy as np
 from mlops import clock
 from mlops.build.data import keep, prepare, split, write_whole
 from mlops.build.growth import Lesson
-from mlops.build.profile import golden_rows, reference_profile, training_order, training_ranges
+from mlops.build.profile import golden_rows, reference_profile, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import BundleError, UsageError
 from mlops.improve.ledger import Ledger, Version
@@ -26,6 +26,7 @@ from mlops.loop.finished import Done, Finished
 from mlops.loop.quality import quality_to_seal
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
+from mlops.loop.signature import signature
 from mlops.loop.track import Recorder, Why
 from mlops.loop.watching import SEALED
 from mlops.monitor.drift import columns
@@ -390,12 +391,7 @@ def _seal(
     pickled = io.BytesIO()
     joblib.dump(one.pipeline, pickled)
     documents = {
-        "signature": {
-            **_signature(use_case, training_ranges(names, values)),
-            "training_order": training_order(
-                use_case.fields, [feature.unit for feature in use_case.features], rows
-            ),
-        },
+        "signature": signature(use_case, rows, training_ranges(names, values), one.pipeline),
         "reference": _reference(use_case, names, rows, output),
         "golden": {"fields": golden.tolist(), **golden_answers(model.run(golden))},
         "metrics": {
@@ -445,22 +441,6 @@ def _reference(
     for name, document in profile.as_documents().items():
         described[name][SEALED] = document
     return described
-
-
-def _signature(use_case: UseCase, ranges: dict[str, list[float]]) -> dict[str, Any]:
-    units = {feature.name: feature.unit for feature in use_case.features}
-    for item in use_case.inputs:
-        if not isinstance(item, str):
-            units[item.name] = item.unit
-    return {
-        "use_case": use_case.name,
-        "task": use_case.task,
-        "fields": [dataclasses.asdict(feature) for feature in use_case.features],
-        "inputs": [i if isinstance(i, str) else dataclasses.asdict(i) for i in use_case.inputs],
-        "target": dataclasses.asdict(use_case.target),
-        "units": units,
-        "training_ranges": ranges,
-    }
 
 
 def _training(lesson: Lesson, one: Trained, parity: Parity) -> dict[str, Any]:
