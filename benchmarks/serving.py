@@ -2,7 +2,8 @@
 
 The same server program (uvicorn with uvloop and httptools) on one core, the load on the other:
 once with a handler that reads the body and says hello, once with `POST /predict` of a champion of
-500 trees, which validates, predicts, commits the row, writes the line and answers. Both in turn,
+500 trees, which validates, predicts, commits the row and answers. One request at a time is held
+against a second bare handler too, which validates and predicts, but keeps nothing. All in turn,
 several rounds; of each figure the median of the rounds, of each ratio the median of the rounds'
 ratios, so that a moment in which the machine did something else weighs on both. How much is
 answered is told for each second of processor time that the server took: its core is busy
@@ -50,6 +51,7 @@ BODY = json.dumps(EXAMPLE).encode()
 BATCH_BODY = json.dumps({"instances": [EXAMPLE] * BATCH_ROWS}).encode()
 
 IDLE = Line("crash, one at a time: time ÷ the bare server's", most=3)
+HANDLER = Line("crash, one at a time: time ÷ a bare handler's that validates and predicts", most=3)
 SPREAD = Line("crash, 16 connections: p99 ÷ p50", most=5)
 CRASH = {
     16: Line("crash, 16 connections: answers ÷ the bare server's", least=0.40),
@@ -60,7 +62,7 @@ POWER = {
     for connections in CONNECTIONS
 }
 BATCH = Line(f"batches of {BATCH_ROWS:,}: rows ÷ those of ONNX Runtime alone", least=0.30)
-LINES = (IDLE, CRASH[16], SPREAD, CRASH[64], BATCH, *POWER.values())
+LINES = (IDLE, HANDLER, CRASH[16], SPREAD, CRASH[64], BATCH, *POWER.values())
 
 Loads = list[tuple[dict[str, Any], dict[str, Any]]]
 
@@ -77,6 +79,8 @@ def run(home: Path, _: int = 0) -> Found:
                 rounds = [_in_turn(bare, ours, connections) for _ in range(ROUNDS)]
                 handled[connections] = connections / _median(rounds, 1, "per_second")
                 rows += _against_bare(connections, rounds)
+            with server(PREDICTING, home, {}, "/") as predicting:
+                rows.insert(1, _against_handler(predicting, ours))
             rows.append(_batch(ours, home))
         with server(OURS, home, {"PREDICTIONS_DURABILITY": "power"}, READY) as ours:
             ours.load("/predict/batch", BATCH_BODY, 1, 3.0)  # past the first checkpoint
@@ -90,6 +94,7 @@ def run(home: Path, _: int = 0) -> Found:
 
 
 BARE = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", "--no-access-log", "--port"]
+PREDICTING = [*BARE[:3], "benchmarks.predicting:application", "--factory", *BARE[4:]]
 OURS = [sys.executable, "-m", "mlops.cli", "serve", "housing", "--port"]
 READY = "/health/ready"
 
@@ -140,6 +145,18 @@ def _against_bare(connections: int, rounds: Loads) -> list[Row]:
         )
         rows.append(Row(SPREAD, f"{theirs:.1f}", f"{spread:.1f}", spread, p50, p99))
     return rows
+
+
+def _against_handler(handler: Server, ours: Server) -> Row:
+    handler.load("/predict", BODY, 1, 1.0)  # warm
+    rounds = [
+        tuple(each.load("/predict", BODY, 1, SECONDS) for each in (handler, ours))
+        for _ in range(ROUNDS)
+    ]
+    slower = statistics.median(b["p50"] / a["p50"] for a, b in rounds)
+    theirs, answered = (f"{_median(rounds, which, 'per_busy_second'):,.0f} /s" for which in (0, 1))
+    p50, p99 = (1e3 * _median(rounds, 1, name) for name in ("p50", "p99"))
+    return Row(HANDLER, theirs, answered, slower, p50, p99)
 
 
 def _against_disk(ours: Server, home: Path, connections: int, handled: float) -> Row:
