@@ -1,7 +1,7 @@
 """`make bench`: speed and accuracy, each figure beside its target.
 
     python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers] [drift]
-                         [sequential] [bad-models] [--rows N] [--write]
+                         [sequential] [bad-models] [shadow] [--rows N] [--write]
 
 Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, of
 `drift` into docs/drift.md, of `bad-models` into docs/improving.md; `sequential` writes
@@ -27,6 +27,7 @@ from benchmarks import (
     retraining,
     sequential,
     serving,
+    shadow,
     whole_loop,
 )
 from benchmarks.reliability import bad_models
@@ -38,6 +39,7 @@ SECTIONS = (
     Section("serving", serving.LINES, serving.run),
     Section("growth", growth.LINES, growth.run),
     Section("retraining", retraining.LINES, retraining.run),
+    Section("shadow", shadow.LINES, shadow.run),
     Section("peers", peers.LINES, peers.run),
 )
 PLAIN = ("loop", "exactness", "explain", "serving")

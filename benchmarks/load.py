@@ -1,4 +1,4 @@
-"""A closed-loop HTTP load: each connection sends the next request when its answer is in.
+"""An HTTP load: each connection sends the next request when its answer is in, or at a stated rate.
 
 One process, one thread, raw sockets: on one core it asks for more than one core can serve. It
 counts an answer when all of its body has arrived, and stops at the first that is not a 200.
@@ -12,6 +12,7 @@ import selectors
 import socket
 import sys
 import time
+from collections import deque
 
 import numpy as np
 
@@ -75,6 +76,52 @@ def run(port: int, request: bytes, *, connections: int, seconds: float) -> Load:
     return Load(len(latencies), took, float(p50), float(p99))
 
 
+def paced(
+    port: int, request: bytes, *, connections: int, seconds: float, rate: float, seed: int
+) -> Load:
+    """Send `rate` requests a second, at moments drawn by chance, whether answers are in or not.
+
+    Who comes while every connection waits for its answer stands in a queue, and its latency counts
+    from the moment at which it came. Raises `RuntimeError` on any but a 200.
+    """
+    rng = np.random.default_rng(seed)
+    gaps = rng.exponential(1 / rate, int(2 * rate * seconds) + 100)
+    selector = selectors.DefaultSelector()
+    idle: deque[socket.socket] = deque()
+    for _ in range(connections):
+        connection = socket.create_connection((HOST, port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(connection, selectors.EVENT_READ)
+        idle.append(connection)
+    started = time.perf_counter()
+    comes = deque((started + moment) for moment in np.cumsum(gaps).tolist() if moment < seconds)
+    came: dict[int, float] = {}
+    parts: dict[int, bytes] = {}
+    latencies: list[float] = []
+    while comes or came:
+        now = time.perf_counter()
+        while comes and comes[0] <= now and idle:
+            connection = idle.popleft()
+            came[connection.fileno()] = comes.popleft()
+            connection.send(request)
+        # Not to sleep longer than the next one takes; a select may oversleep by some 50 µs.
+        wait = max(0.0, comes[0] - now - 1e-4) if comes and idle else 10.0
+        for key, _ in selector.select(wait):
+            connection = key.fileobj  # type: ignore[assignment]
+            answer = parts.pop(key.fd, b"") + connection.recv(65536)
+            if not _whole(answer):
+                parts[key.fd] = answer
+                continue
+            latencies.append(time.perf_counter() - came.pop(key.fd))
+            idle.append(connection)
+    took = time.perf_counter() - started
+    for connection in idle:
+        connection.close()
+    selector.close()
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return Load(len(latencies), took, float(p50), float(p99))
+
+
 def _whole(answer: bytes) -> bool:
     head, blank, body = answer.partition(b"\r\n\r\n")
     if not answer:
@@ -92,9 +139,13 @@ def main() -> None:
     """Run one load and print it as JSON: the load process of the benchmark."""
     import json
 
-    port, path, connections, seconds = sys.argv[1:5]
-    body = sys.stdin.buffer.read()
-    load = run(int(port), post(path, body), connections=int(connections), seconds=float(seconds))
+    port, path, connections, seconds, *pace = sys.argv[1:]
+    request = post(path, sys.stdin.buffer.read())
+    how = {"connections": int(connections), "seconds": float(seconds)}
+    if pace:
+        load = paced(int(port), request, **how, rate=float(pace[0]), seed=int(pace[1]))  # type: ignore[arg-type]
+    else:
+        load = run(int(port), request, **how)  # type: ignore[arg-type]
     print(json.dumps({**dataclasses.asdict(load), "per_second": load.per_second}))
 
 

@@ -274,9 +274,13 @@ def _wait(process: subprocess.Popen[bytes], url: str) -> None:
     raise RuntimeError(f"{url} does not answer")
 
 
-def load(port: int, path: str, body: bytes, connections: int, seconds: float) -> dict[str, Any]:
+def load(
+    port: int, path: str, body: bytes, connections: int, seconds: float, *pace: float
+) -> dict[str, Any]:
+    """Load a server from the other core; `pace` is a rate and a seed, or nothing."""
+    numbers = (str(number) for number in (connections, seconds, *pace))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", str(port), path, str(connections), str(seconds)],
+        [sys.executable, "-m", "benchmarks.load", str(port), path, *numbers],
         input=body,
         capture_output=True,
         check=True,

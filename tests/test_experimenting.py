@@ -15,6 +15,7 @@ from conftest import Server
 from experimental import asked, begin, drawn, logged, opened, register_off, shadowed, tell
 from promotions import World, equal, no_better_than_the_baseline, world_in
 
+from mlops import clock
 from mlops.errors import ChampionMovedError, GateError
 from mlops.improve.ledger import Ledger
 from mlops.improve.running import Trial
@@ -102,6 +103,37 @@ def test_servers_keep_one_process_at_an_experiment_whoever_dies(world, serve):
     [process] = shadows(other)
     assert other.stop() == 0
     assert not process.is_running()
+
+
+def test_who_answers_in_an_ab_is_who_is_judged(world, serve, monkeypatch):
+    world.register("housing", equal)
+    now = clock.unix()
+    with monkeypatch.context() as patch:  # so that its share has long settled
+        patch.setattr(clock, "unix", lambda: now - 60)
+        begin(world, "ab", 2, share=0.5)
+    server = serve("housing")
+    until(lambda: server.request("/")[1]["share"] == 0.5)
+    ids, versions = [], set()
+    for client in range(60):
+        name = {"x-client-id": f"client {client}"}
+        status, answer = server.request("/predict", EXAMPLE, name)
+        assert status == 200
+        batch = {"instances": [EXAMPLE] * 2}
+        status, answers = server.request("/predict/batch", batch, name)
+        assert status == 200
+        ids += [one["prediction_id"] for one in (answer, *answers["predictions"])]
+        versions |= {answer["model_version"]}
+        assert {one["model_version"] for one in answers["predictions"]} == {answer["model_version"]}
+    assert versions == {1, 2}
+    tell(world, ids)
+    until(lambda: sum(arm["labels"] for arm in asked(world)["arms"].values()) == 180)
+    found = asked(world)
+    [seen] = found["sample_ratio"]["clients"]
+    assert seen["champion"] + seen["challenger"] == 60
+    assert seen["challenger"] * 3 == found["arms"]["challenger"]["labels"]
+    assert (found["astray"], found["sample_ratio"]["verdict"]) == (0, "ok")
+    [told] = server.request("/experiments")[1]["use_cases"]
+    assert told["verdict"] == found["verdict"]
 
 
 # --- as the verdict says

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -27,7 +28,8 @@ from experimental import (
 )
 from promotions import World, equal, world_in
 
-from mlops import clock
+from benchmarks import shadow as bench
+from mlops import cli, clock
 from mlops.deploy.split import arm_of
 from mlops.improve.ledger import Ledger
 from mlops.loop import shadowing
@@ -166,6 +168,7 @@ def test_the_process_takes_what_others_leave_and_no_library_of_training(world):
         while asked(world)["rows_behind"] is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
+        assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
         assert process.stdin
         process.stdin.close()  # as when its server dies
         assert process.wait(10) == 0
@@ -340,6 +343,34 @@ def test_clients_that_do_not_go_where_they_should_are_an_alarm_and_no_verdict(wo
     assert "sample ratio: 400 clients" in says
 
 
+def test_the_command_shows_what_an_experiment_has_found(world, shadow, monkeypatch, capfd):
+    monkeypatch.setenv("MLOPS_HOME", str(world.settings.home))
+    register_off(world, 0.5)
+    assert "housing: no experiment is under way" in printed(capfd, "housing")
+    experiment = begin(world, "ab", 2, share=0.25)
+    assert "nobody is at it" in printed(capfd, "housing")
+    tell(world, split_rows(world, experiment, 300, 0.25, of=100))
+    run(shadow)
+    text = printed(capfd, "housing")
+    assert "version 2 against version 1, for 25% of the clients" in text
+    assert "verdict  cannot tell yet" in text
+    assert "0 of the log are still to be looked at" in text
+    assert "to the challenger, at a share of 25%" in text
+    with Ledger(world.settings.state_database) as ledger:
+        ledger.experiments.end(experiment.id, "kept", "enough")
+    housing, iris = json.loads(printed(capfd, "--json"))
+    assert (iris["use_case"], iris["past"]) == ("iris", [])
+    assert [one["outcome"] for one in housing["past"]] == ["kept"]
+    assert "kept" in printed(capfd, "housing")
+
+
+def printed(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["experiment", "show", *arguments])
+    assert ended.value.code == 0
+    return capfd.readouterr().out
+
+
 def test_when_an_experiment_is_over_its_clients_are_forgotten_and_its_judgement_stays(
     world, shadow
 ):
@@ -368,3 +399,13 @@ def test_what_the_log_has_deleted_the_shadow_forgets(world, shadow):
     shadow._pruned_at = 0.0
     run(shadow)
     assert [log_id for _, log_id, _ in shadowed(world)] == list(range(501, 701))
+
+
+# --- what it costs
+
+
+@pytest.mark.slow
+def test_a_challenger_in_the_shadow_hardly_delays_an_answer(world):
+    world.register("housing", equal)
+    found = bench.measure(world, 2, 3, 2.0)  # raises unless each row has been answered
+    assert found.rows[0].ratio < 3  # wide: the machine does other things too

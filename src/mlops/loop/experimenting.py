@@ -35,6 +35,7 @@ from mlops.usecase import UseCase
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_STARTS = 5.0
+MOST_SECONDS_BETWEEN_STARTS = 300.0
 SECONDS_TO_END = 10.0
 SECONDS_BETWEEN_DECISIONS = 60.0
 BY = "experiment"
@@ -71,6 +72,7 @@ class Keeper:
         self._leads = Lock(prediction_log.path.with_name("shadow.lock"))
         self._child: subprocess.Popen[bytes] | None = None
         self._started = -math.inf
+        self._patience = SECONDS_BETWEEN_STARTS
         self._decided = -math.inf
         self._ended = False
         self._lock = threading.Lock()
@@ -91,6 +93,8 @@ class Keeper:
             return None
         if self._child is None or self._child.poll() is not None:
             self._start()
+        elif time.monotonic() > self._started + MOST_SECONDS_BETWEEN_STARTS:
+            self._patience = SECONDS_BETWEEN_STARTS
         if not experiment.auto or time.monotonic() < self._decided + SECONDS_BETWEEN_DECISIONS:
             return None
         return self._due(experiment)
@@ -141,11 +145,13 @@ class Keeper:
         return kept or guard.rolled_back(decided, experiment.challenger) is not None
 
     def _start(self) -> None:
-        if time.monotonic() < self._started + SECONDS_BETWEEN_STARTS:
+        """Start the process; again and again the later, if it does not live."""
+        if time.monotonic() < self._started + self._patience:
             return
         if self._child is not None:
             log.error("%s: the shadow ended (%s)", self._use_case.name, self._child.returncode)
             self._stop()
+            self._patience = min(2 * self._patience, MOST_SECONDS_BETWEEN_STARTS)
         self._started = time.monotonic()
         # It holds the lock as well: while it lives, no other server starts one.
         self._child = subprocess.Popen(  # noqa: S603  our own module

@@ -20,6 +20,7 @@ import functools
 import hashlib
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import apsw
 import orjson
 
 from mlops import clock
@@ -313,21 +315,37 @@ def main() -> None:
         sys.stdin.buffer.read()  # until the server closes it, or dies
         ending.set()
 
-    threading.Thread(target=listen, daemon=True).start()
     gently()
+    if hasattr(os, "SCHED_IDLE"):
+        # Of Linux's own: even a thread of lowest priority may keep one that wakes up waiting until
+        # its slice has ended, some milliseconds. This one may not.
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    threading.Thread(target=listen, daemon=True).start()
     shadow = Shadow(find(sys.argv[1]), read_settings())
     try:
-        pause = 0.0
-        while not ending.wait(pause):
-            started = time.monotonic()
-            more = shadow.step()
-            if more is None:
-                break
-            took = time.monotonic() - started
-            pause = took / LARGEST_SHARE_OF_TIME - took if more else SECONDS_BETWEEN_LOOKS
-            pause = clock.pause(pause)
+        follow(shadow, ending)
     finally:
         shadow.close()
+
+
+def follow(shadow: Shadow, ending: threading.Event) -> None:
+    """Do what there is to do until the experiment is over, or this is to end."""
+    pause, said = 0.0, ""
+    while not ending.wait(clock.pause(pause)):
+        started = time.monotonic()
+        try:
+            more = shadow.step()
+        except (apsw.Error, MlopsError) as error:
+            # The disk may be full, or a database away for a moment: nothing was half done.
+            if str(error) != said:
+                log.exception("the shadow cannot go on")
+            pause, said = SECONDS_BETWEEN_TRIES, str(error)
+            continue
+        if more is None:
+            return
+        took = time.monotonic() - started
+        pause = took / LARGEST_SHARE_OF_TIME - took if more else SECONDS_BETWEEN_LOOKS
+        said = ""
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from mlops.improve.ledger import Ledger
 from mlops.improve.running import ARMS, Trial
 from mlops.monitor.shadow import look
 from mlops.records import Finding
-from mlops.settings import Settings
+from mlops.settings import Settings, read_settings
 from mlops.usecase import UseCase
+from mlops.usecases import USE_CASES, find
 
 KIND = "experiment"
 """Of findings."""
@@ -95,6 +96,13 @@ def found_so_far(use_case: UseCase, experiment: Experiment, settings: Settings) 
     except LogUnavailableError as error:
         return {"experiment": experiment.id, "verdict": "cannot tell", "says": error.message}
     return evidence_of(experiment, trial)
+
+
+def reports(name: str | None = None, *, settings: Settings | None = None) -> list[dict[str, Any]]:
+    """Return the `report` of a use case, or of all. Raises `UsageError` for one that is none."""
+    settings = settings or read_settings()
+    asked = [find(name)] if name else USE_CASES.values()
+    return [report(one, settings) for one in asked]
 
 
 def report(use_case: UseCase, settings: Settings) -> dict[str, Any]:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.verbs import alerts, drift, explaining, improve, quality, retraining, story, what_if
+from mlops.verbs import (
+    alerts,
+    drift,
+    explaining,
+    improve,
+    quality,
+    retraining,
+    story,
+    verdicts,
+    what_if,
+)
 
 __all__ = ["COMMANDS"]
 
@@ -19,6 +29,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     **quality.COMMANDS,
     **alerts.COMMANDS,
     **improve.COMMANDS,
+    **verdicts.COMMANDS,
     **what_if.COMMANDS,
     **story.COMMANDS,
     **retraining.COMMANDS,
