@@ -312,6 +312,9 @@ def test_the_document_is_valid_openapi(name: str, documents: dict[str, dict[str,
         assert operation["tags"], path
 
 
+NAMED = ("/predict", "/predict/batch")
+
+
 @pytest.mark.parametrize("names", [("housing", "iris"), ("housing",), ("iris",)])
 def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
     names: tuple[str, ...],
@@ -335,14 +338,28 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
             ("GET", "/alerts"),
             ("GET", "/predictions/{prediction_id}"),
             ("POST", "/feedback"),
-            *(("GET", f"/{one}") for one in ("overview", "predictions", "schema", "diagnosis")),
+            *(
+                ("GET", f"/{one}")
+                for one in (
+                    "overview",
+                    "predictions",
+                    "schema",
+                    "diagnosis",
+                    "ledger",
+                    "experiments",
+                )
+            ),
             ("POST", "/predict"),
             ("POST", "/predict/batch"),
             ("POST", "/explain"),
         )
-    } | {("GET", f"{prefix}/drift") for prefix in prefixes if prefix or len(names) == 1}
-    assert documented == expected
+    }
     hot = {(method, path) for method, path in expected if "/predict" in path and method == "POST"}
+    for prefix in prefixes:
+        if prefix or len(names) == 1:  # the root of several has no one model to speak of
+            expected.add(("GET", f"{prefix}/drift"))
+            expected |= {("POST", f"{prefix}/models/{{model}}{one}") for one in NAMED}
+    assert documented == expected
     assert {("POST", path) for path in app.hot} == hot
 
 
