@@ -348,6 +348,17 @@ def test_a_champion_that_the_truths_speak_against_is_rolled_back(world, start):
     assert " truths: +" in reason
 
 
+def test_to_look_for_truths_is_to_go_through_truths_and_not_through_predictions(start, monkeypatch):
+    log = start().log
+    asked: list[Any] = []
+    monkeypatch.setattr(log, "_read", lambda *query: asked.append(query) or [])
+    log.truths_of(1, "2026-11-01T00:00:00.000000+00:00", "")
+    monkeypatch.undo()
+    [(sql, bindings)] = asked
+    first, *_ = log._read(f"EXPLAIN QUERY PLAN {sql}", bindings)
+    assert "SEARCH truths" in first[-1]
+
+
 def test_a_world_that_has_changed_is_held_against_no_champion(world, start):
     bad = plant(world, a_tenth_too_low)
     force(world, bad)
@@ -369,14 +380,16 @@ def test_the_registry_is_shown_the_champion_of_this_moment(world, monkeypatch):
 # --- with a server and callers
 
 
+def named(words: str) -> bad_models.Bad:
+    [found] = [bad for bad in bad_models.MODELS if words in bad.name]
+    return found
+
+
 def test_callers_of_a_real_server_get_the_old_version_back_and_are_told_why(trained, tmp_path):
-    raises, errs = (
-        bad for bad in bad_models.MODELS if "raises" in bad.name or "too high" in bad.name
-    )
-    outcomes = bad_models.measure(trained, tmp_path, [raises, errs])
-    assert [one.stopped_by for one in outcomes] == ["the guard: errors", "the guard: quality"]
-    assert [one.unanswered for one in outcomes] == [0, 0], "the version before answers instead"
-    assert all(0 < one.touched < one.asked for one in outcomes)
+    [outcome] = bad_models.measure(trained, tmp_path, [named("raises")])
+    assert outcome.stopped_by == "the guard: errors"
+    assert 0 < outcome.touched < outcome.asked
+    assert outcome.unanswered == 0, "the version before answers instead"
     home = tmp_path / "home"
     told = mlops("why", "housing", "2", "--json", home=home).stdout
     assert "runs of the model failed, the last with InvalidArgument" in told
@@ -386,8 +399,9 @@ def test_callers_of_a_real_server_get_the_old_version_back_and_are_told_why(trai
 
 
 def test_with_the_guard_off_nobody_stops_what_the_gates_cannot_see(trained, tmp_path):
-    raises = [bad for bad in bad_models.MODELS if "raises" in bad.name]
-    [outcome] = bad_models.measure(trained, tmp_path, raises, patience=1.5, ROLLBACK_WATCH_DAYS="0")
+    [outcome] = bad_models.measure(
+        trained, tmp_path, [named("raises")], patience=1.5, ROLLBACK_WATCH_DAYS="0"
+    )
     assert outcome.stopped_by == ""
     assert outcome.asked > 20
     assert outcome.unanswered == 0, "the version before answers in its place, for good"

@@ -216,10 +216,11 @@ class LogReader:
         Those made from `since` on whose truth came at `received` or later, the first so many. What
         it takes depends on how many truths there are, not on how many predictions.
         """
-        first = f"{int(1000 * clock.seconds_of(since)):012x}"  # ids begin with their time
+        # Ids begin with their time. CROSS: all truths since are gone through, not all predictions.
+        first = f"{int(1000 * clock.seconds_of(since)):012x}"
         read = self._read(
             f"""SELECT {", ".join(FIELDS)}, actual, received_utc
-            FROM "{self._table}" JOIN truths USING (prediction_id)
+            FROM truths CROSS JOIN "{self._table}" USING (prediction_id)
             WHERE prediction_id >= :first AND received_utc >= :received
                 AND model_version = :version AND timestamp >= :since
             ORDER BY received_utc, prediction_id LIMIT :limit""",  # noqa: S608
