@@ -204,6 +204,20 @@ def test_a_better_challenger_that_a_gate_keeps_out_ends_the_experiment(world, ke
     assert keeper.step() is None
 
 
+@pytest.mark.slow
+def test_a_server_promotes_by_itself_what_its_shadow_finds_better(world, serve):
+    champion_off(world, 1.0)
+    begin(world, "shadow", 1, auto=True)
+    server = serve("housing", ROLLBACK_WATCH_DAYS="0")  # the guard would be faster
+    tell(world, logged(world, drawn(world, 120), version=2))
+    until(lambda: server.request("/")[1]["model_version"] == 1, 120)
+    promotion = next(one for one in world.decisions("housing")[::-1] if one.action == "promote")
+    assert (promotion.version, promotion.previous) == (1, 2)
+    assert promotion.evidence[-1]["verdict"] == "better"
+    assert opened(world) is None
+    until(lambda: not shadows(server))
+
+
 def test_without_leave_a_verdict_waits_for_a_person(world, keeper):
     champion_off(world, 1.0)
     decided(world, keeper, off=0.0, auto=False)
