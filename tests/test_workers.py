@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import psutil
 from conftest import Server, free_port, mlops
 from traffic import post, send
 
+from mlops.loop.workers import SECONDS_OF_SILENCE, Worker
 from mlops.usecases.housing import HOUSING
 
 Serve = Callable[..., Server]
@@ -99,3 +102,28 @@ def test_workers_that_cannot_begin_are_one_clear_end_and_no_endless_tries(home: 
     ended = mlops("serve", "iris", "--workers", "2", "--port", port, home=home, check=False)
     assert ended.returncode == 1
     assert ended.stderr.rstrip().splitlines()[-1].startswith("mlops: workers end as soon as")
+
+
+def watched(script: str) -> Worker:
+    """A worker that was up and says nothing more, as its supervisor sees it."""
+    worker = Worker.__new__(Worker)
+    worker._beats, _ = os.pipe()
+    worker.process = subprocess.Popen([sys.executable, "-c", script])
+    worker.up, worker._ticks = True, -1
+    worker._heard = worker._ran = time.monotonic()
+    return worker
+
+
+def test_one_that_sleeps_hangs_after_a_second_and_one_that_computes_may_go_on_for_longer() -> None:
+    asleep, busy = watched("import time; time.sleep(60)"), watched("while True: pass")
+    try:
+        time.sleep(0.5)  # both have begun
+        asleep._heard = busy._heard = time.monotonic()
+        until(asleep.hangs, SECONDS_OF_SILENCE - 0.3)
+        assert not busy.hangs()
+        until(busy.hangs, 2 * SECONDS_OF_SILENCE)
+    finally:
+        for one in (asleep, busy):
+            one.process.kill()
+            one.process.wait()
+            one.close()

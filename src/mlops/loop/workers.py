@@ -7,7 +7,8 @@ same champion and the same totals, and the death of one costs only the requests 
 connections that nobody has accepted yet wait for the others.
 
 A worker that dies is replaced at once. One that hangs is found by its silence, for its event loop
-beats several times a second, and is killed and replaced. A worker whose supervisor died drains
+beats several times a second, and is killed and replaced: after a second if it neither computes nor
+waits for the disk, for then it waits for what will not come. A worker whose supervisor died drains
 and ends by itself.
 """
 
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import uvicorn
 
@@ -30,8 +32,12 @@ from mlops.settings import Settings
 
 SECONDS_OF_SILENCE = 3.0
 """More than the largest request keeps an event loop, and far less than a client waits."""
+SECONDS_OF_SLEEP = 0.7
+"""More than a worker with work waits for a processor that many share."""
 SECONDS_TO_START = 60.0
 SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_BETWEEN_BEATS = 0.3
+"""More than uvicorn lets pass between two, if nothing holds it up."""
 DEATHS_AT_START = 3
 """So many workers in a row that never came up: it is not by chance, and nothing will mend it."""
 ONE_THREAD = dict.fromkeys(
@@ -63,14 +69,27 @@ class Worker:
         finally:
             os.close(beat)
         self.up = False
-        self._heard = time.monotonic()
+        self._heard = self._ran = time.monotonic()
+        self._ticks = -1
 
     def hangs(self) -> bool:
         """Listen for its beats; whether it has been silent for too long."""
         now = time.monotonic()
         if select.select([self._beats], [], [], 0)[0] and os.read(self._beats, 4096):
             self.up, self._heard = True, now
-        return now - self._heard > (SECONDS_OF_SILENCE if self.up else SECONDS_TO_START)
+        silent = now - self._heard
+        if not self.up:
+            return silent > SECONDS_TO_START
+        if silent < SECONDS_BETWEEN_BEATS:
+            return False
+        return silent > SECONDS_OF_SILENCE or self._sleeps(now) > SECONDS_OF_SLEEP
+
+    def _sleeps(self, now: float) -> float:
+        """Return for how many seconds of its silence it has neither computed nor used the disk."""
+        used = _ticks(self.process.pid)
+        if used is None or used != self._ticks or self._ran < self._heard:
+            self._ticks, self._ran = -1 if used is None else used, now
+        return now - self._ran
 
     def end(self, signal_number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -158,6 +177,19 @@ class WorkerServer(uvicorn.Server):
             os.write(self._beat, b".")
         orphaned = os.getppid() != self._supervisor
         return await super().on_tick(counter) or orphaned
+
+
+def _ticks(process: int) -> int | None:
+    """Return the processor time a process has used, in clock ticks of the system.
+
+    None while it waits for the disk, and where there is no /proc to read (proc(5)).
+    """
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "D" else int(fields[10]) + int(fields[11])
 
 
 def _say(text: str) -> None:
