@@ -88,7 +88,11 @@ class Server:
         return int(self.url.rpartition(":")[2])
 
     def request(
-        self, path: str, body: Any = None, headers: dict[str, str] | None = None
+        self,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 30,
     ) -> tuple[int, Any]:
         """Send one request; return the status and the parsed JSON. Bytes are sent as they are."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -96,7 +100,7 @@ class Server:
             self.url + path, data, {"content-type": "application/json", **(headers or {})}
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
                 return response.status, strict_json(response.read())
         except urllib.error.HTTPError as error:
             return error.code, strict_json(error.read())

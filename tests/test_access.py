@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Mount
 
 from mlops.deploy import access
 from mlops.deploy.access import Access, RateLimit, parse_rate
+from mlops.deploy.admin import Admin
 from mlops.deploy.app import App, build_app
 from mlops.deploy.keys import ROLES, Key, KeyStore, digest
 from mlops.deploy.service import Service
@@ -51,12 +52,15 @@ class World:
             self.services,
             lifespan=lambda _: contextlib.nullcontext(),
             version="0",
-            promote=self.promote,
+            admin=Admin(self.promote, self.nothing, self.nothing),
         )
 
     async def promote(self, use_case: str, version: int, reason: str) -> dict[str, Any]:
         self.promoted.append((use_case, version, reason))
         return {"use_case": use_case, "version": version, "previous": None, "changed": True}
+
+    async def nothing(self, *_: Any) -> dict[str, Any]:
+        raise UsageError("not here")
 
     def ask(self, *questions: tuple[Any, ...], **more: Any) -> list[tiny.Answer]:
         """Ask (method, path, body, headers) one after the other."""

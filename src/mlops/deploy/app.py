@@ -32,7 +32,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mlops.deploy import explained, exposition, problems
 from mlops.deploy.access import Access, Refused
-from mlops.deploy.admin import Promote, add_admin
+from mlops.deploy.admin import Admin, add_admin
 from mlops.deploy.alerts import Alerts, add_alerts
 from mlops.deploy.documented import HEADERS, REFUSALS, add_post, headers_of
 from mlops.deploy.drift import add_drift
@@ -234,14 +234,14 @@ def build_app(
     *,
     lifespan: Lifespan,
     version: str,
-    promote: Promote | None = None,
+    admin: Admin | None = None,
     alerts: Alerts | None = None,
     pages: APIRouter | None = None,
 ) -> App:
     """Build the application: one use case at the root, or several, each under its name.
 
-    With several, the root speaks for all, and root `/predict` is the first one's. `promote` is
-    what `/admin/promote` does, and `alerts` what `/alerts` lists; without them there is no such
+    With several, the root speaks for all, and root `/predict` is the first one's. `admin` is
+    what `/admin/…` does, and `alerts` what `/alerts` lists; without them there is no such
     route. `pages` are those of the dashboard, and what they ask for.
     """
     combined = len(services) > 1
@@ -263,8 +263,8 @@ def build_app(
     )
     add_inference_protocol(app, services, version)
     app.access.open |= {"/v2", "/v2/health/live", "/v2/health/ready"}
-    if promote:
-        add_admin(app, promote)
+    if admin:
+        add_admin(app, admin)
     if alerts:
         add_alerts(app, alerts, app.use_cases)
     if pages:

@@ -11,11 +11,8 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import json
 import logging
 import math
-import os
-import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -28,8 +25,9 @@ from mlops.deploy.app import App, build_app
 from mlops.deploy.keys import KeyStore
 from mlops.deploy.limits import Limits
 from mlops.deploy.service import Service
-from mlops.errors import BundleError, GateError, MlopsError, NotExplainedError, UsageError
+from mlops.errors import BundleError, MlopsError, NotExplainedError
 from mlops.improve.ledger import Ledger
+from mlops.loop.administration import administration, promote
 from mlops.loop.alerts import Lookout
 from mlops.loop.dashboard import pages
 from mlops.loop.experimenting import keep_experimenting
@@ -69,11 +67,6 @@ def serve(*names: str, settings: Settings | None = None) -> App:
             lookouts[:] = [lookout]
             yield
 
-    async def promote(use_case: str, version: int, reason: str) -> dict[str, Any]:
-        if use_case not in names:
-            raise UsageError(f"no use case {use_case} is served here", f"one of {', '.join(names)}")
-        return await _promote(use_case, version, reason, settings or read_settings())
-
     def alerts(asked: Sequence[str]) -> dict[str, Any]:
         return lookouts[0].listed(asked)
 
@@ -81,7 +74,7 @@ def serve(*names: str, settings: Settings | None = None) -> App:
         services,
         lifespan=lifespan,
         version=mlops.__version__,
-        promote=promote,
+        admin=administration(names, lambda: settings or read_settings()),
         alerts=alerts,
         pages=pages(services, open_logs, alerts, lambda: settings or read_settings()),
     )
@@ -158,7 +151,7 @@ async def _running(
                         [service.use_case for service in services],
                         logs,
                         settings,
-                        functools.partial(_promote, settings=settings),
+                        functools.partial(promote, settings),
                     ),
                 )
                 stop_watching, stop_guarding = keep_watching(watchers), keep_guarding(guards)
@@ -181,50 +174,6 @@ def _answering(service: Service) -> tuple[int, str] | None:
     """Return the version that answers and its bundle, if there is one."""
     champion = service.champion
     return (champion.version, champion.bundle.hash) if champion else None
-
-
-async def _promote(
-    use_case: str, version: int, reason: str, settings: Settings, over: int | None = None
-) -> dict[str, Any]:
-    """Let `mlops promote` do it, in a process of its own: the server stays without its libraries.
-
-    With `over` only if that version is champion.
-
-    Raises `GateError` with what the command complained of.
-    """
-    words = ["-m", "mlops.cli", "promote", use_case, str(version), "--json", f"--reason={reason}"]
-    if over is not None:
-        words.append(f"--over={over}")
-    environment = {
-        **os.environ,
-        "MLOPS_HOME": str(settings.home.resolve()),
-        "MLOPS_MODELS": str(settings.models.resolve()),
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *words,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        printed, complained = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode:
-        log.error("promotion of %s %s: %s", use_case, version, complained.decode().strip())
-        # The last line is made for people; paths in it are not for those who ask over HTTP.
-        says = complained.decode().strip().rpartition("\n")[2].partition(" — ")[0]
-        raise GateError(says.removeprefix("mlops: ").replace(str(settings.home.resolve()), "…"))
-    result = json.loads(printed)
-    return {
-        "use_case": use_case,
-        "version": result["version"]["version"],
-        "previous": result["previous"],
-        "changed": result["changed"],
-    }
 
 
 def has_log(use_case: UseCase, settings: Settings) -> bool:

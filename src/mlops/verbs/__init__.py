@@ -12,6 +12,7 @@ from typing import Any
 from mlops.verbs import (
     alerts,
     drift,
+    experiments,
     explaining,
     improve,
     quality,
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     **quality.COMMANDS,
     **alerts.COMMANDS,
     **improve.COMMANDS,
+    **experiments.COMMANDS,
     **verdicts.COMMANDS,
     **what_if.COMMANDS,
     **story.COMMANDS,
