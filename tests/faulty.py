@@ -73,7 +73,7 @@ def forget_keys() -> None:
         time.sleep(DELAY)
         return done
 
-    service._key = lambda headers: None
+    service.idempotency_key = lambda headers: None
     PredictionLog.append = slowly  # type: ignore[method-assign]
 
 
