@@ -7,6 +7,7 @@ same harnesses longer.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -237,6 +238,12 @@ def test_a_goal_is_reached_by_a_whole_run_that_keeps_the_limit_of_the_goal(train
     assert verdict("goal") == verdict("4") == bench.REACHED
     assert verdict("goal", goal=False) == "holds"
     assert verdict("goal", seconds=0) == "holds", "it was cut short"
+
+
+def test_tests_that_do_not_end_are_ended_and_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SECONDS_TO_END", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    assert bench._pytest([sys.executable, "-c", deaf], 1.5) is None
 
 
 def test_tests_beside_a_measure_are_told_of_too() -> None:

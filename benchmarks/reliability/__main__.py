@@ -33,6 +33,7 @@ NOT_MEASURED = "not measured"
 REACHED = "reaches the goal"
 SHORTEST = 600.0
 """Seconds that tests may take to run once."""
+SECONDS_TO_END = 60.0
 MARK = "<!-- what follows is written by: make bench-reliability ARGS=--write -->"
 
 
@@ -103,7 +104,8 @@ def run(line: Line, trained: Path, scale: str, seed: int, seconds: float) -> Row
                 found = line.measure(world, size)
         if line.tests:
             found = _both(found, _by_tests(line.tests, 1 if found else size, world))
-    except (AssertionError, OSError, ValueError) as error:  # it could not go on: that is red
+    except (AssertionError, OSError, ValueError, subprocess.TimeoutExpired) as error:
+        # It could not go on: that is red.
         print(error, file=sys.stderr)
         found = Found(f"{type(error).__name__}: {error}"[:200], False, f"of {size}")
     whole = size >= line.sizes[1] and not world.out_of_time
@@ -151,7 +153,11 @@ def _pytest(command: Sequence[str], seconds: float) -> tuple[str, int] | None:
         says, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)  # so that it ends the servers that it started
-        process.communicate(timeout=60)
+        try:
+            process.communicate(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
         return None
     return says, process.returncode
 
