@@ -57,7 +57,8 @@ LONGEST = 5.0
 def concurrent_promotions(world: World, rounds: int = 20) -> Found:
     """R10. Let eight processes behind a barrier promote theirs "if the champion is still X".
 
-    Exactly one may win each round, be champion, and be in the list of decisions once.
+    Exactly one may win each round, be champion, and be in the list of decisions once. Each round an
+    experiment tries out one of the eight: it must be over, and promoted only if that one won.
     """
     folder = world.folder()
     with Ledger(folder / "state.db") as ledger:
@@ -76,17 +77,23 @@ def concurrent_promotions(world: World, rounds: int = 20) -> Found:
     try:
         for turn in world.rounds(rounds):
             _wait_for(folder, f"ready-{turn}-*", PROMOTERS)
+            with Ledger(folder / "state.db") as ledger:
+                ledger.experiments.begin("housing", "ab", 100 * (turn + 1), share=0.5)
             (folder / f"go-{turn}").touch()
             _wait_for(folder, f"*-{turn}-*", 2 * PROMOTERS)
             won = [int(path.name.rpartition("-")[2]) for path in folder.glob(f"won-{turn}-*")]
             with Ledger(folder / "state.db") as ledger:
                 decided = [d for d in ledger.decisions("housing") if d.reason == f"turn {turn}"]
                 now = ledger.champion("housing")
+                tried = ledger.experiments.all("housing")
+                whole = ledger.verify().whole
             assert now is not None
             right = (
                 len(won) == len(decided) == 1
                 and decided[0].previous == champion
                 and now.version == decided[0].version == 100 * (turn + 1) + won[0]
+                and [one.outcome for one in tried[turn:]] == ["stopped" if won[0] else "promoted"]
+                and whole
             )
             wrong += not right
             champion, done = now.version, turn + 1
@@ -110,6 +117,9 @@ def promotions(
     world: World, number: int = 5, *, workers: int = 1, connections: int = 8
 ) -> tuple[Found, Found]:
     """R7 and R8. Promote one and the other of two models under load, over kept-alive connections.
+
+    Before every second promotion an A/B gives the one to come half of the requests, which the
+    promotion ends.
 
     Failed: no 200. Mixed: the version returned or logged does not give the value returned. Stale:
     seconds for which answers of the old version were still arriving after a promotion returned.
@@ -137,6 +147,8 @@ def promotions(
         until(lambda: 1 in last)
         for _ in world.rounds(number):
             before, now = now, 3 - now
+            if done % 2:
+                _try_out(home, now, last)
             promote(home, now)
             returned = time.monotonic()
             while time.monotonic() - max(last.get(before, 0), returned) < QUIET:
@@ -173,6 +185,14 @@ def promotions(
         Found(said, told and not failed + mixed, size),
         Found(f"{max(stale):.2f} s at most", max(stale) <= 2, size, goal=max(stale) < 0.005),
     )
+
+
+def _try_out(home: Path, challenger: int, last: dict[int, float]) -> None:
+    """Begin an A/B; return when its challenger answers."""
+    begun = time.monotonic()
+    with Ledger(home / "models" / "state.db") as ledger:
+        ledger.experiments.begin("iris", "ab", challenger, share=0.5)
+    until(lambda: last.get(challenger, 0) > begun)
 
 
 def _mixed(
