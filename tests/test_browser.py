@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -23,7 +24,9 @@ import pytest
 import screenshots
 from axe_playwright_python.sync_playwright import Axe
 from conftest import Server, copy_project, free_port, mlops, start_server
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from experimental import register_off
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from promotions import World
 
 from mlops.improve.ledger import Ledger
 from mlops.loop.serve import open_log
@@ -43,6 +46,7 @@ PAGES = {
     "predictions": "/dashboard/housing/predictions",
     "prediction": "/dashboard/housing/prediction?id={id}",
     "no such prediction": "/dashboard/iris/prediction?id=nobody",
+    "no experiment": "/dashboard/iris/experiment",
     "ledger": "/dashboard/housing/ledger",
     "ledger of all": "/dashboard/ledger",
 }
@@ -353,6 +357,125 @@ def test_a_ledger_that_somebody_changed_is_said_to_be_broken(
     finally:
         page.close()
         server.stop()
+
+
+@pytest.fixture
+def tried(trained: Path, tmp_path: Path, chromium: Browser) -> Iterator[tuple[Server, Page, str]]:
+    """A server with keys and a version 2 that answers too dear; its page with the admin's key."""
+    home = copy_project(trained, tmp_path / "home")
+    world = World(read_settings(MLOPS_HOME=home), [])
+    register_off(world, 0.5)
+    key = mlops("keys", "add", "boss", "--role", "admin", home=home).stdout
+    key = next(word for word in key.split() if word.startswith("mlk_"))
+    server = start_server(home)
+    context = chromium.new_context(viewport={"width": 1280, "height": 844}, timezone_id="UTC")
+    context.add_init_script(f"sessionStorage.setItem('mlops-key', '{key}')")
+    yield server, context.new_page(), key
+    context.close()
+    server.stop()
+
+
+def do(page: Page, button: str, reason: str, **fields: str) -> Locator:
+    """Press a button, fill its dialog and confirm it; return where the answer is shown."""
+    page.get_by_role("button", name=button, exact=True).click()
+    dialog = page.locator("dialog[open]")
+    for label, value in fields.items():
+        dialog.get_by_label(label.replace("_", " ")).fill(value)
+    dialog.get_by_label("Reason").fill(reason)
+    dialog.get_by_role("button", name=button, exact=True).click()
+    return dialog.locator(".outcome")
+
+
+def told(answer: Locator, text: str) -> None:
+    """Wait for what the server says: a promotion asks the gates, which takes seconds."""
+    expect(answer).to_contain_text(text, timeout=60_000)
+
+
+def close(page: Page) -> None:
+    page.locator("dialog[open]").get_by_role("button", name="Close").click()
+
+
+def test_an_experiment_is_begun_watched_and_ended_on_its_page(
+    tried: tuple[Server, Page, str],
+) -> None:
+    server, page, key = tried
+    Watched(page, server).open("/dashboard/housing/experiment")
+    now = page.locator(".now")
+    expect(now).to_contain_text("No experiment is open")
+    answer = do(page, "Try one in the shadow", "is it too dear?")
+    told(answer, "✓ Version 2 follows in the shadow.")
+    close(page)
+    expect(now.locator("h2").first).to_have_text("Shadow: version 2 against 1")
+
+    headers = {"x-api-key": key}
+    rows = [{**one} for one in HOUSING.examples.values()]
+    batch = {"instances": [{**rows[n % len(rows)], "latitude": 33 + n / 50} for n in range(120)]}
+    status, found = server.request("/housing/predict/batch", batch, headers)
+    assert status == 200
+    items = [
+        {"prediction_id": one["prediction_id"], "actual": min(5.0, one["predicted_price"])}
+        for one in found["predictions"]
+    ]
+    assert server.request("/housing/feedback", {"items": items}, headers)[0] == 200
+    expect(now.locator(".badge").first).to_have_text("✕ worse", timeout=60_000)
+    expect(now.locator("svg")).to_have_attribute("aria-label", re.compile("all above zero: worse"))
+    now.locator("summary").click()
+    expect(now.get_by_role("region", name="Confidence sequence")).to_be_visible()
+    found = Axe().run(page, options=RULES)
+    assert found.violations_count == 0, found.generate_report()
+
+    answer = do(page, "Promote", "all the same")
+    told(answer, "✕ Not done")
+    told(answer, "not worse than the champion")
+    found = Axe().run(page, options=RULES)
+    assert found.violations_count == 0, found.generate_report()
+    page.keyboard.press("Escape")
+    answer = do(page, "Roll back", "just so")
+    told(answer, "has had no champion before version 1")
+    page.keyboard.press("Escape")
+    told(do(page, "Stop it", "seen enough"), "✓ The experiment has ended.")
+    close(page)
+    expect(now).to_contain_text("No experiment is open")
+    expect(page.locator("#past tbody tr")).to_have_count(1)
+    expect(page.locator("#past tbody")).to_contain_text("stopped")
+    Watched(page, server).open("/dashboard/housing/ledger?action=end")
+    expect(page.locator(".decision")).to_contain_text("seen enough")
+
+
+def test_the_share_of_an_experiment_is_changed_and_clients_are_counted(
+    tried: tuple[Server, Page, str],
+) -> None:
+    server, page, key = tried
+    Watched(page, server).open("/dashboard/housing/experiment")
+    answer = do(page, "Begin an A/B", "for some", Percent_of_the_clients="50")
+    told(answer, "✓ Version 2 answers 50 % of the clients")
+    close(page)
+    now = page.locator(".now")
+    expect(now.locator("h2").first).to_have_text("A/B: version 2 against 1")
+    row = next(iter(HOUSING.examples.values()))
+    for client in range(30):
+        headers = {"x-api-key": key, "x-client-id": f"client {client}"}
+        assert server.request("/housing/predict", row, headers)[0] == 200
+    seen = now.get_by_role("region", name="Clients by arm").locator("tbody tr")
+    expect(seen.first).to_contain_text("50.0 %", timeout=60_000)
+    assert do(page, "Change the share", "").count() == 1
+    dialog = page.locator("dialog[open]")
+    assert dialog.locator(".outcome").inner_text() == "", "a reason is needed"
+    dialog.get_by_label("Percent").fill("20")
+    dialog.get_by_label("Reason").fill("fewer")
+    page.keyboard.press("Enter")
+    told(dialog.locator(".outcome"), "✓ Its share is 20 %")
+    close(page)
+    expect(now).to_contain_text("answers 20.0 % of the clients")
+
+
+def test_a_decision_without_a_key_that_may_is_refused_in_words(
+    watched: Watched, server: Server
+) -> None:
+    page = watched.open("/dashboard/housing/experiment")
+    answer = do(page, "Promote", "mine")
+    told(answer, "API key with the role admin is needed")
+    told(answer, "mlops keys add NAME --role admin")
 
 
 def test_what_is_logged_never_becomes_html(watched: Watched) -> None:

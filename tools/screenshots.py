@@ -47,6 +47,12 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 SEED = 7
+BEFORE = (
+    *(f"train {name} --promote" for name in USE_CASES),
+    "train housing --only Blend",
+    "experiment shadow housing 2 --reason=several-are-better-than-one",
+)
+"""Commands of `mlops`, before the traffic: what is shown, and a version that is tried beside it."""
 SCREENS = {"desktop": (1280, 800), "phone": (390, 844)}
 LARGEST = 150_000
 """Bytes of a picture: they are committed."""
@@ -56,6 +62,7 @@ PAGES = {
     "try": "/housing/try",
     "predictions": "/housing/predictions?told=true&min=3",
     "prediction": "/housing/prediction?id={id}",
+    "experiment": "/housing/experiment",
     "ledger": "/ledger",
 }
 
@@ -145,14 +152,18 @@ def get(port: int, path: str) -> Any:
         return json.loads(asking.getresponse().read())
 
 
-def seed(home: Path, hours: float = 30, a_minute: int = 30) -> None:
-    """Let so many hours of traffic have passed, the last of them busy.
+def seed(home: Path, *commands: str, hours: float = 30, a_minute: int = 30) -> None:
+    """Let so many hours of traffic have passed, the last of them busy, after some commands.
 
     The truth comes later, and not for the last minutes; incomes rise half-way.
     """
     begin, minute = time.time() - 3600 * hours, 0
     kept = home / "clock"
     clock.set_to(kept, begin)
+    for words in commands:
+        command = [sys.executable, "-m", "mlops.cli", *words.split()]
+        environ = {**os.environ, "MLOPS_HOME": str(home), "MLOPS_STORY_CLOCK": str(kept)}
+        subprocess.run(command, cwd=home, env=environ, check=True, stdout=subprocess.DEVNULL)
     with server(home, MLOPS_STORY_CLOCK=str(kept)) as port:
         visitors = [Visitor(port, find(name), home / "data") for name in USE_CASES]
         while (left := (time.time() - begin) / 60 - minute) > 1:
@@ -266,14 +277,6 @@ def reduced(picture: Image.Image, colours: int) -> Image.Image:
     return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
-def train(home: Path) -> None:
-    """Train and promote what is shown."""
-    environ = {**os.environ, "MLOPS_HOME": str(home)}
-    for name in USE_CASES:
-        command = [sys.executable, "-m", "mlops.cli", "train", name, "--promote"]
-        subprocess.run(command, cwd=home, env=environ, check=True, stdout=subprocess.DEVNULL)
-
-
 def main() -> None:
     if not (chromium := find_chromium()):
         raise SystemExit(
@@ -287,8 +290,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = options.home or Path(folder)
         if not options.home:
-            train(home)
-            seed(home)
+            seed(home, *BEFORE)
         with server(home) as port, visited(port, home), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
             wait_for_alerts(port)

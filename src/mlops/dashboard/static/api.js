@@ -36,13 +36,18 @@ async function ask(path, options = {}) {
   }
   const body = await answer.json().catch(() => null);
   if (answer.ok) return body;
-  throw new Trouble(answer.status, reason(answer.status, body, options.method ? "predict" : "read"), Number(answer.headers.get("retry-after")) || 0);
+  throw new Trouble(answer.status, reason(answer.status, body, needed(path, options.method)), Number(answer.headers.get("retry-after")) || 0);
 }
+
+const needed = (path, method) => (path.startsWith("/admin/") ? "admin" : method ? "predict" : "read");
 
 function reason(status, body, role) {
   const said = Array.isArray(body?.detail) ? body.detail.map((one) => one.msg).join("; ") : body?.message;
-  if (status === 401) return `An API key with the role ${role} is needed: give one with the button “API key”.`;
-  if (status === 403) return `A key with the role ${role}, or admin, for this use case is needed: ${said || "this one is refused"}.`;
+  if (status === 401) {
+    const made = role === "admin" ? " One is made with: mlops keys add NAME --role admin." : "";
+    return `An API key with the role ${role} is needed: give one with the button “API key”.${made}`;
+  }
+  if (status === 403) return `A key with the role ${role === "admin" ? role : `${role}, or admin,`} for this use case is needed: ${said || "this one is refused"}.`;
   return said || `the server answered with status ${status}`;
 }
 

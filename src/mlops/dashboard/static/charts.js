@@ -175,6 +175,43 @@ export function quality(title, points, { reference = null, unit = "", name = "va
       reference === null ? null : h("span", { class: "key reference" }, `when trained ${number(reference)}`)) });
 }
 
+/**
+ * A mean over the number of labels with the band that holds all along, and zero, which the band must
+ * leave to decide. Points have `labels`, `mean`, `low` and `high`, which are null before the first look.
+ */
+export function confidence(title, points, { label, above, below }) {
+  const seen = points.filter((point) => point.low !== null);
+  // The first bands are so wide that they would hide the later ones: they run out of the frame.
+  const shaping = seen.slice(Math.floor(seen.length / 4));
+  const drawn = seen.length ? seen : points;
+  const last = points.at(-1)?.labels || 1;
+  return figure(title, (svg, width, height) => {
+    const values = shaping.flatMap((point) => [point.low, point.high]).concat(drawn.map((point) => point.mean), 0);
+    const [least, most] = [Math.min(...values), Math.max(...values)];
+    const spread = (most - least) * 0.12 || 1;
+    const steps = ticks(least - spread, most + spread, 4);
+    const [low, high] = [Math.min(steps[0], least - spread), Math.max(steps.at(-1), most + spread)];
+    const y = scale(low, high, height - BOTTOM, TOP);
+    const within = (value) => y(Math.min(high, Math.max(low, value)));
+    const x = scale(0, last, LEFT + 6, width - RIGHT);
+    grid(svg, width, height, y, steps);
+    if (seen.length) {
+      const up = seen.map((point) => `${x(point.labels).toFixed(1)},${within(point.high).toFixed(1)}`);
+      const down = seen.map((point) => `${x(point.labels).toFixed(1)},${within(point.low).toFixed(1)}`).reverse();
+      svg.append(s("path", { class: "band", d: `M${[...up, ...down].join("L")}Z` }),
+        s("line", { class: "cross", x1: x(seen[0].labels), x2: x(seen[0].labels), y1: TOP, y2: height - BOTTOM }));
+    }
+    svg.append(s("line", { class: "reference", x1: LEFT, x2: width - RIGHT, y1: y(0), y2: y(0) }),
+      s("path", { class: "line", d: path(drawn.map((point) => [x(point.labels), within(point.mean)])) }));
+    const told = seen.find((point) => point.low > 0 || point.high < 0);
+    if (told) svg.append(s("circle", { class: "dot told", cx: x(told.labels), cy: within(told.mean), r: 5 }));
+    svg.append(s("text", { class: "tick", x: width - RIGHT, y: TOP + 10, "text-anchor": "end" }, above),
+      s("text", { class: "tick", x: width - RIGHT, y: height - BOTTOM - 5, "text-anchor": "end" }, below));
+    bottom(svg, height, x, [0, Math.round(last / 2), last], (value) => number(value));
+  }, { height: 260, label,
+    legend: h("span", { class: "legend" }, h("span", { class: "key line" }, "mean difference"), h("span", { class: "key band" }, "holds all along"), h("span", { class: "key reference" }, "no difference")) });
+}
+
 /** Two distributions over the same bins, as shares: the reference filled, the window as a line. */
 export function histogramPair(label, reference, now, names = ["training", "live"], ends = ["", ""]) {
   const shares = (counts) => {

@@ -6,7 +6,8 @@ import { field, kept, empty } from "./filters.js";
 
 const ACTIONS = {
   promote: ["good", "▲ promoted"], rollback: ["bad", "▼ rolled back"], keep: ["warn", "✕ kept out"], train: ["", "trained"],
-  retrain: ["", "retraining began"], retrained: ["", "retraining ended"], ab: ["", "A/B"], end: ["", "experiment ended"],
+  retrain: ["", "retraining began"], retrained: ["", "retraining ended"], shadow: ["", "shadow begun"], ab: ["", "A/B begun"], share: ["", "share changed"],
+  end: ["", "experiment ended"],
 };
 const OUTCOMES = { pass: ["good", "✓ pass"], fail: ["bad", "✕ fail"] };
 const FIELDS = ["search", "action", "version"];

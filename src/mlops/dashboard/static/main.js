@@ -2,6 +2,7 @@
 
 import { get, key, live, root, Trouble } from "./api.js";
 import { absent, h } from "./dom.js";
+import { experiment } from "./experiment.js";
 import { ledger } from "./ledger.js";
 import { overview } from "./overview.js";
 import { prediction } from "./prediction.js";
@@ -11,7 +12,8 @@ import { useCase } from "./usecase.js";
 
 const main = document.getElementById("main");
 const VIEWS = {
-  "": ["Monitor", useCase], try: ["Try it", tryIt], predictions: ["Predictions", predictions], ledger: ["Ledger", ledger],
+  "": ["Monitor", useCase], try: ["Try it", tryIt], predictions: ["Predictions", predictions],
+  experiment: ["Experiment", experiment], ledger: ["Ledger", ledger],
 };
 
 function theme() {
