@@ -130,7 +130,7 @@ def test_a_peer_is_pinned_whole_with_our_versions_of_the_model_and_no_addresses(
     lines = [line for line in peer.requirements.read_text().splitlines() if line[0] != "#"]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.+!]+", line) for line in lines)
     pins = dict(line.lower().split("==") for line in lines)
-    assert peer.name.lower() in pins
+    assert peer.requirements.stem in pins
     for name in ("scikit-learn", "lightgbm", "numpy", "joblib"):
         assert pins[name] == importlib.metadata.version(name)
 

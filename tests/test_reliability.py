@@ -246,6 +246,14 @@ def test_tests_that_do_not_end_are_ended_and_not_told_of(monkeypatch: pytest.Mon
     assert bench._pytest([sys.executable, "-c", deaf], 1.5) is None
 
 
+def test_a_run_of_which_every_line_was_run_again_is_not_told_of() -> None:
+    every = f"- {', '.join(line.name for line in LINES[1:])}: yesterday"
+    assert bench._still_true(["- All lines: 1", "- R1, R2: 2", "- R2: 3", "- R1: 4"]) == [
+        *("- All lines: 1", "- R2: 3", "- R1: 4"),
+    ]
+    assert bench._still_true(["- All lines: 1", "- R1: 2", every]) == ["- R1: 2", every]
+
+
 def test_tests_beside_a_measure_are_told_of_too() -> None:
     measured, tested = Found("0 lost", True, "3 kills"), Found("1 tests passed", False, "1 runs")
     assert bench._both(measured, tested) == Found("0 lost; 1 tests passed", False, "3 kills")

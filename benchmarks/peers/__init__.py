@@ -2,7 +2,8 @@
 
 Each peer is installed into an environment of its own, at pinned versions, and serves the sealed
 scikit-learn pipeline of 500 trees in the way its manual shows, with the choices that suit it: one
-worker, batches gathered where it can, inputs as plain numbers. None of them checks the values or
+worker, batches gathered where it can, inputs as plain numbers. MLServer gathers none unless it is
+told to, and is measured both ways. None of them checks the values or
 logs the row. Ours does, and serves the graph that was exported from that same pipeline: that too
 is a part of what is compared.
 
@@ -39,7 +40,10 @@ VALUES = [EXAMPLE[name] for name in HOUSING.fields]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Peer:
-    """A server. `command` is given its environment's programs, a folder of its own and the port."""
+    """A server. `command` is given its environment's programs, a folder of its own and the port.
+
+    What stands in its name behind a comma is how it is set.
+    """
 
     name: str
     path: str
@@ -48,7 +52,7 @@ class Peer:
 
     @property
     def requirements(self) -> Path:
-        return HERE / f"{self.name.lower()}.txt"
+        return HERE / f"{self.name.partition(',')[0].lower()}.txt"
 
 
 def _mlflow(programs: Path, folder: Path, port: int) -> list[str]:
@@ -57,7 +61,8 @@ def _mlflow(programs: Path, folder: Path, port: int) -> list[str]:
     return [*map(str, (programs / "mlflow", *serve, "--host", "127.0.0.1", "--port", port))]
 
 
-def _mlserver(programs: Path, folder: Path, port: int) -> list[str]:
+def _mlserver(programs: Path, folder: Path, port: int, *, batches: bool = True) -> list[str]:
+    """MLServer gathers no batches unless told; without a second process it answers more."""
     settings = {
         "host": "127.0.0.1",
         "http_port": port,
@@ -69,12 +74,15 @@ def _mlserver(programs: Path, folder: Path, port: int) -> list[str]:
         "name": "housing",
         "implementation": "mlserver_sklearn.SKLearnModel",
         "parameters": {"uri": str(folder.parent / "pipeline.joblib")},
-        "max_batch_size": 64,
-        "max_batch_time": 0.001,
+        **({"max_batch_size": 64, "max_batch_time": 0.001} if batches else {}),
     }
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "model-settings.json").write_text(json.dumps(model))
     return [str(programs / "mlserver"), "start", str(folder)]
+
+
+def _mlserver_singly(programs: Path, folder: Path, port: int) -> list[str]:
+    return _mlserver(programs, folder, port, batches=False)
 
 
 def _bentoml(programs: Path, folder: Path, port: int) -> list[str]:
@@ -89,7 +97,8 @@ def _litserve(programs: Path, folder: Path, port: int) -> list[str]:
 TENSOR = {"name": "predict", "shape": [1, len(VALUES)], "datatype": "FP64", "data": VALUES}
 PEERS = (
     Peer("MLflow", "/invocations", {"inputs": [VALUES]}, _mlflow),
-    Peer("MLServer", "/v2/models/housing/infer", {"inputs": [TENSOR]}, _mlserver),
+    Peer("MLServer", "/v2/models/housing/infer", {"inputs": [TENSOR]}, _mlserver_singly),
+    Peer("MLServer, batching", "/v2/models/housing/infer", {"inputs": [TENSOR]}, _mlserver),
     Peer("BentoML", "/predict", {"rows": [VALUES]}, _bentoml),
     Peer("LitServe", "/predict", {"row": VALUES}, _litserve),
 )
@@ -124,14 +133,17 @@ class _Server:
 
 def run(home: Path, _: int = 0) -> Found:
     """Install the peers, train the model, and let all of them answer in turn."""
-    environments = {peer.name: _environment(home / "environments", peer) for peer in PEERS}
+    makers = {peer.requirements: peer for peer in PEERS}
+    environments = {
+        file: _environment(home / "environments", peer) for file, peer in makers.items()
+    }
     _call([sys.executable, "-m", "benchmarks.five_hundred", home], home)
     [pipeline] = home.glob("models/bundles/*/pipeline.joblib")
     (home / "pipeline.joblib").symlink_to(pipeline)
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(_ours(home))
         servers = {
-            peer.name: stack.enter_context(_served(peer, environments[peer.name], home))
+            peer.name: stack.enter_context(_served(peer, environments[peer.requirements], home))
             for peer in PEERS
         }
         for _round in range(ROUNDS):

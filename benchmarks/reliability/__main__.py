@@ -182,7 +182,21 @@ def page(rows: Mapping[str, Row], words: str) -> str:
         f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"`make bench-reliability {words}`"
     )
-    return introduction + "\n".join([MARK, "", *told, "", *lines, ""])
+    return introduction + "\n".join([MARK, "", *_still_true(told), "", *lines, ""])
+
+
+def _still_true(told: Sequence[str]) -> list[str]:
+    """Leave out the runs of which every line was run again since."""
+    since: set[str] = set()
+    kept = []
+    for run in reversed(told):
+        names = set(run.removeprefix("- ").partition(":")[0].split(", "))
+        if "All lines" in names:
+            names = {line.name for line in LINES}
+        if names - since:
+            kept.append(run)
+        since |= names
+    return kept[::-1]
 
 
 def _commit() -> str:
