@@ -358,7 +358,7 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
     for prefix in prefixes:
         if prefix or len(names) == 1:  # the root of several has no one model to speak of
             expected.add(("GET", f"{prefix}/drift"))
-            expected |= {("POST", f"{prefix}/models/{{model}}{one}") for one in NAMED}
+            expected |= {("POST", f"{prefix}/models/{{name}}{one}") for one in NAMED}
     assert documented == expected
     assert {("POST", path) for path in app.hot} == hot
 

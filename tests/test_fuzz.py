@@ -22,6 +22,7 @@ request-timeout = 100.0
 
 [parameters]
 "path.model" = "housing"
+"path.name" = "champion"
 "path.version" = "1"
 
 [[operations]]

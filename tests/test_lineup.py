@@ -252,7 +252,7 @@ def test_several_use_cases_have_such_routes_each_and_the_root_has_none() -> None
             answer = await tiny.ask(app, "POST", f"{path}/models/2/predict", content)
             assert answer.json["model_version"] == 2
         assert (await tiny.ask(app, "POST", "/models/2/predict", house(5.0))).status == 404
-        assert "/iris/models/{model}/predict/batch" in app.openapi()["paths"]
+        assert "/iris/models/{name}/predict/batch" in app.openapi()["paths"]
         for service in services:
             await service.stop()
 

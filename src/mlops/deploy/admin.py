@@ -20,7 +20,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Version = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**53, examples=[1])]
+Version = Annotated[int, Field(ge=1, le=2**53, examples=[1]), BeforeValidator(_whole)]
 """JSON knows no integers: 2.0 is one as well, "2" and true are none."""
 UseCaseName = Annotated[str, Field(max_length=64, examples=["housing"])]
 Reason = Annotated[str, Field(max_length=500, description="The ledger keeps it")]

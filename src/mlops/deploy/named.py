@@ -1,4 +1,4 @@
-"""A model by its name: `…/models/{model}/predict`, whoever the champion is and however clients are
+"""A model by its name: `…/models/{name}/predict`, whoever the champion is and however clients are
 divided.
 
 The name is a role (champion, challenger, fallback), an alias, or the number of a version that is
@@ -27,7 +27,7 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "No such model answers; those that do are named"},
 }
 PARAMETER = {
-    "name": "model",
+    "name": "name",
     "in": "path",
     "required": True,
     "schema": {"type": "string"},
@@ -48,7 +48,7 @@ def add_named(
     def asked(handler: Callable[..., None]) -> Callable[[Request, bytes], Any]:
         async def answered(request: Request, body: bytes) -> Reply:
             models = service.models()
-            model = models.get(request.path_params["model"])
+            model = models.get(request.path_params["name"])
             if model is None and models:
                 raise HTTPException(404, _unknown(service, models))
             arrived, headers, path = time.perf_counter(), request.headers.raw, request.url.path
@@ -62,7 +62,7 @@ def add_named(
     title = service.use_case.title
     add_post(
         router,
-        "/models/{model}/predict",
+        "/models/{name}/predict",
         asked(service.predict),
         summary=f"{title}: predict by one model",
         body=service.reader.request_model,
@@ -73,7 +73,7 @@ def add_named(
     )
     add_post(
         router,
-        "/models/{model}/predict/batch",
+        "/models/{name}/predict/batch",
         asked(service.predict_batch),
         summary=f"{title}: predict for many by one model, all of them or none",
         body=service.reader.batch_model,
