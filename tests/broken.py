@@ -9,16 +9,24 @@ alerts     the rule about errors never finds a breach
 counts     when it begins, one prediction is counted no more
 reason     a retraining writes its reason down when it is over
 gates      champion and challenger are measured on the rows of the old world alone
+shadow     a shadow answers callers too
+split      each request of an A/B draws its model anew
+verdict    an experiment that is to decide by itself does not
+checks     no gate is asked before a promotion
+guard      the guard finds no champion worse than the one before
 """
 
 from __future__ import annotations
 
 import math
+import random
 import sys
 from typing import Any
 
 from mlops.cli import main
-from mlops.loop import alerts, evidence
+from mlops.deploy import lineup
+from mlops.improve import guard
+from mlops.loop import alerts, evidence, experimenting, follow, promote
 from mlops.loop import follow as following
 from mlops.loop import retrain as retraining
 from mlops.monitor import estimate
@@ -112,6 +120,32 @@ def old_world() -> None:
     evidence.counted = lambda rows, of_old, _: rows.index.to_numpy() < of_old
 
 
+def shadow() -> None:
+    def split(found: Any, challenger: Any) -> Any:
+        return lineup.Split(challenger, 0.5, found.experiment.salt) if challenger else None
+
+    follow._split = split
+
+
+def draws() -> None:
+    lineup.arm_of = lambda _, weights, salt: random.choice([*weights])
+
+
+def undecided() -> None:
+    async def wait(*_: Any) -> None: ...
+
+    experimenting.Keeper.decide = wait
+
+
+def unchecked() -> None:
+    promote.check_all = lambda _: []
+
+
+def unguarded() -> None:
+    quality = guard.quality
+    guard.quality = lambda *losses: quality(*losses)._replace(verdict="ok")
+
+
 PARTS = {
     "answers": answers,
     "budget": budget,
@@ -122,6 +156,11 @@ PARTS = {
     "counts": counts,
     "reason": reason,
     "gates": old_world,
+    "shadow": shadow,
+    "split": draws,
+    "verdict": undecided,
+    "checks": unchecked,
+    "guard": unguarded,
 }
 
 if __name__ == "__main__":

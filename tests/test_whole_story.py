@@ -24,6 +24,11 @@ CHAPTER_OF = {
     "counts": "kill -9",
     "reason": "retrain",
     "gates": "gates",
+    "shadow": "shadow",
+    "split": "A/B",
+    "verdict": "promotion",
+    "checks": "poisoned model",
+    "guard": "rollback",
 }
 
 

@@ -21,10 +21,11 @@ def story(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let months of a service's life pass in a minute, and see that everything is noticed.
+    """Let months of a service's life pass in two minutes, and see that it is kept good.
 
     Trains, serves, and sends simulated traffic over real HTTP by a clock of its own: users and
-    peaks, late truths, a drift, prices that leave the model behind, an error burst, a kill -9.
+    peaks, late truths, a drift, prices that leave the model behind, an error burst, a kill -9; then
+    retraining, gates, shadow, A/B, promotion, a poisoned model and its rollback.
     Each chapter is asserted; the first that does not come true is named, with exit code 1.
 
     Examples: `mlops story` · `mlops story --days 90 --to story.html`

@@ -18,4 +18,9 @@ CHAPTERS: dict[str, Callable[[Story], str]] = {
     "kill -9": noticed.killed,
     "retrain": improved.retrained,
     "gates": improved.gated,
+    "shadow": improved.shadowed,
+    "A/B": improved.split_up,
+    "promotion": improved.promoted,
+    "poisoned model": improved.poisoned,
+    "rollback": improved.rolled_back,
 }

@@ -51,6 +51,7 @@ def served(story: Story) -> str:
     fields, X = story.use_case.fields, story.parts.X_test.to_numpy(dtype=float)
     story.traffic = Traffic(fields, X, story.parts.y_test, a_day=story.a_day, seed=story.seed)
     seconds = story.world.start()
+    story.champion = story.get("/")["model_version"]
     sealed = champion(story)
     assert sealed is not None
     golden = sealed.golden

@@ -25,6 +25,8 @@ ol.chapters p { margin: .25rem 0 0; }
 svg text { fill: var(--faint); font: 11px var(--sans); }
 svg .axis { stroke: var(--line); }
 svg .bar { fill: var(--blue); opacity: .55; }
+svg .bar.v1 { fill: var(--green); }
+svg .bar.v2 { fill: var(--orange); }
 svg .alarm { fill: var(--orange); opacity: .9; }
 svg .line { fill: none; stroke: var(--blue); stroke-width: 2; }
 svg .band { fill: var(--blue); opacity: .18; }
@@ -67,19 +69,26 @@ def _chapters(told: Told, names: Sequence[str]) -> Iterable[str]:
 
 
 def _traffic(days: Sequence[Day]) -> str:
-    """Draw predictions a day; a mark above a day on which drift was alarmed of."""
+    """Draw who answered how much a day; a mark above a day on which drift was alarmed of."""
     if not days:
         return ""
-    counts = [one.asked - before for one, before in zip(days, [0, *(d.asked for d in days)])]  # noqa: B905
-    top = max(counts) * 1.15
+    top = max(sum(day.by.values()) for day in days) * 1.15
     step = (WIDTH - LEFT) / len(days)
+    versions = sorted({version for day in days for version in day.by})
     parts = []
-    for number, (day, count) in enumerate(zip(days, counts, strict=True)):
-        x, y = LEFT + number * step, _y(count, 0, top)
-        parts.append(
-            f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{step * 0.8:.1f}" '
-            f'height="{HEIGHT - y:.1f}"/>'
-        )
+    for number, day in enumerate(days):
+        x, below = LEFT + number * step, 0
+        for place, version in enumerate(versions):
+            count = day.by.get(version, 0)
+            y, height = _y(below + count, 0, top), _y(below, 0, top) - _y(below + count, 0, top)
+            below += count
+            if count:
+                parts.append(
+                    f'<rect class="bar v{place}" x="{x:.1f}" y="{y:.1f}" '
+                    f'width="{step * 0.8:.1f}" height="{height:.1f}">'
+                    f"<title>version {version}: {count}</title></rect>"
+                )
+        y = _y(below, 0, top)
         if day.drifted:
             parts.append(
                 f'<circle class="alarm" cx="{x + step * 0.4:.1f}" cy="{y - 7:.1f}" r="3">'
@@ -87,14 +96,22 @@ def _traffic(days: Sequence[Day]) -> str:
             )
     drifted = sum(bool(one.drifted) for one in days)
     return _figure(
-        "Predictions a day",
-        f"A dot marks each of the {drifted} days on which drift was alarmed of.",
+        "Predictions a day, by the version that answered",
+        f"{_legend(versions)}A dot marks each of the {drifted} days on which drift was alarmed of.",
         "".join(parts),
         0,
         top,
         days[0].at - DAY,
         days[-1].at,
     )
+
+
+def _legend(versions: Sequence[int]) -> str:
+    if len(versions) < 2:
+        return ""
+    colours = ("Blue", "Green", "Orange")
+    named = zip(colours, versions, strict=False)
+    return ", ".join(f"{colour}: version {version}" for colour, version in named) + ". "
 
 
 def _quality(story: Story) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,8 @@ class Day(NamedTuple):
     told: int
     drifted: tuple[str, ...]
     """Columns that drift was alarmed of."""
+    by: dict[int, int]
+    """How many answers of this day each version gave."""
 
 
 @dataclasses.dataclass
@@ -68,7 +71,9 @@ class Story:
     days: list[Day] = dataclasses.field(default_factory=list)
     series: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Quality by day, as the server tells of it in the end."""
+    champion: int = 0
     challenger: int = 0
+    """Versions: the one that answers, and the one that is to."""
 
     def require(self, holds: object, says: str) -> None:
         if not holds:
@@ -87,6 +92,12 @@ class Story:
         status, body = self.world.get(path)
         self.require(status == 200, f"GET {path} was answered with {status}: {body}")
         return body
+
+    def do(self, *words: str) -> Any:
+        """Run a verb that has to succeed; return what it says."""
+        code, found = self.world.run(*words)
+        self.require(code == 0, f"mlops {' '.join(words)} ended with {code}: {found}")
+        return found
 
     def live(self, days: int, change: Change | None = None) -> None:
         """Let days pass: users ask, truths of earlier days arrive, monitors look."""
@@ -125,7 +136,9 @@ class Story:
     def _end_day(self) -> None:
         drift = self.see("that drift was looked for today", self._looked)
         alarms = [one["subject"] for one in drift["findings"] if one["verdict"] == "alarm"]
-        self.days.append(Day(self.world.now, len(self.answered), self.told, tuple(alarms)))
+        today = self.answered[self.days[-1].asked if self.days else 0 :]
+        by = Counter(one.body["model_version"] for one in today)
+        self.days.append(Day(self.world.now, len(self.answered), self.told, tuple(alarms), by))
 
     def minutes_until(self, what: str, look: Callable[[], Any]) -> Any:
         """Let minutes pass at their leisure until `look` finds what an alert should have told."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-USERS = 300
+USERS = 1_000
 PEAK_HOUR = 18
 HOURS = np.exp(-0.5 * ((np.arange(24) - PEAK_HOUR) / 3.5) ** 2) + 0.15
 DAYS_TO_KNOW = (1.0, 14.0)
