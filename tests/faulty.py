@@ -73,7 +73,8 @@ def forget_keys() -> None:
         time.sleep(DELAY)
         return done
 
-    service.idempotency_key = lambda headers: None
+    sender = service.sender
+    service.sender = lambda headers: sender(headers)._replace(key=None)
     PredictionLog.append = slowly  # type: ignore[method-assign]
 
 

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from mlops.deploy.access import API_KEY
 
 Headers = Iterable[tuple[bytes, bytes]]
 LONGEST_KEY = 200
+CLIENT, IDEMPOTENCY_KEY = b"x-client-id", b"idempotency-key"
+READ = frozenset((CLIENT, IDEMPOTENCY_KEY, API_KEY))
 
 
-def idempotency_key(headers: Headers) -> str | None:
-    """Return the idempotency key, apart for each API key: no client meets another's answers."""
-    key = header(headers, b"idempotency-key")
-    if not key:
-        return None
-    owner = header(headers, API_KEY)
-    key = f"{owner}/{key}" if owner else key
-    return hashlib.sha256(key.encode()).hexdigest() if len(key) > LONGEST_KEY else key
+class Sender(NamedTuple):
+    """Who sends a request, by the name given or that of the API key, and the idempotency key."""
+
+    name: str
+    key: str | None
 
 
-def header(headers: Headers, wanted: bytes) -> str | None:
+NOBODY = Sender("", None)
+
+
+def sender(headers: Headers) -> Sender:
+    """Read who sends this. Of a header that came twice, the first counts.
+
+    An idempotency key is apart for each API key: no client meets another's answers.
+    """
+    found: dict[bytes, str] = {}
     for name, value in headers:
-        if name == wanted:
-            return value.decode("latin-1") or None
-    return None
+        if name in READ and name not in found:
+            found[name] = value.decode("latin-1")
+    if not found:
+        return NOBODY
+    owner = found.get(API_KEY, "")
+    key = found.get(IDEMPOTENCY_KEY)
+    if key and owner:
+        key = f"{owner}/{key}"
+    if key and len(key) > LONGEST_KEY:
+        key = hashlib.sha256(key.encode()).hexdigest()
+    return Sender(found.get(CLIENT) or owner, key or None)

@@ -15,11 +15,10 @@ from pydantic import ValidationError
 
 from mlops import clock
 from mlops.deploy import problems
-from mlops.deploy.access import API_KEY
 from mlops.deploy.explanation import answered, explain
 from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
-from mlops.deploy.headers import Headers, header, idempotency_key
+from mlops.deploy.headers import Headers, sender
 from mlops.deploy.lineup import Lineup, OnFailure
 from mlops.deploy.predictor import Champion, OpenBundle, answer
 from mlops.deploy.reader import Reader, Rows
@@ -334,7 +333,7 @@ class Service:
             status=status,
             detail=reply.body.decode(),
             body=body[:KEPT_BODY_BYTES].decode("utf-8", "replace"),
-            client=self._client(headers),
+            client=self._client(sender(headers).name),
             model_version=version,
         )
         self._group.record(failure, lambda logged: respond(reply._replace(logged=logged)))
@@ -368,7 +367,8 @@ class Service:
         group = self._group
         try:
             rows, inputs = read(body)
-            key, client = idempotency_key(headers), self._client(headers)
+            name, key = sender(headers)
+            client = self._client(name)
         except Exception as error:  # noqa: BLE001  # becomes an answer
             self._fail(error, body, headers, path, respond)
         else:
@@ -405,13 +405,11 @@ class Service:
         answers = ",".join([answer(self.use_case, row) for row in logged])
         return f'{{"predictions":[{answers}]}}'.encode()
 
-    def _client(self, headers: Headers) -> str | None:
+    def _client(self, name: str) -> str | None:
         """Return a keyed digest of the client's name: enough to count clients, not to name them.
 
-        Without the secret nobody can try names until one fits. A client that gives no name goes
-        by that of its API key.
+        Without the secret nobody can try names until one fits.
         """
-        name = header(headers, b"x-client-id") or header(headers, API_KEY)
         if not name:
             return None
         return hashlib.blake2b(name.encode(), key=self._secret, digest_size=8).hexdigest()

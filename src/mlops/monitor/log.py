@@ -314,6 +314,8 @@ class PredictionLog(LogReader):
         self, submissions: Sequence[Submission]
     ) -> tuple[list[int | Answer], list[Submission]]:
         """Tell what is new; return each submission's answer, or its place among the new ones."""
+        if all(one.key is None for one in submissions):
+            return [*range(len(submissions))], [*submissions]
         places: list[int | Answer] = []
         fresh: list[Submission] = []
         firsts: dict[str, int | tuple[Prediction, ...]] = {}
