@@ -108,12 +108,13 @@ class Server:
 
     def load(self, path: str, body: bytes, connections: int, seconds: float) -> dict[str, Any]:
         """Ask for some seconds; return what `benchmarks.load` measured and `per_busy_second`."""
-        before = self._processor_seconds()
+        before = self.processor_seconds()
         found = load(self.port, path, body, connections, seconds)
-        found["per_busy_second"] = found["requests"] / (self._processor_seconds() - before)
+        found["per_busy_second"] = found["requests"] / (self.processor_seconds() - before)
         return found
 
-    def _processor_seconds(self) -> float:
+    def processor_seconds(self) -> float:
+        """Return what the server and its children have taken so far."""
         leader = psutil.Process(self.process.pid)
         times = [one.cpu_times() for one in (leader, *leader.children(recursive=True))]
         return sum(one.user + one.system for one in times)

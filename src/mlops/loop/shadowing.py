@@ -47,7 +47,9 @@ from mlops.settings import Settings, read_settings
 from mlops.usecase import UseCase
 from mlops.usecases import find
 
-PAGE_ROWS = 500
+PAGE_ROWS = 100
+"""Few: what a page does within the kernel keeps a server on the same core waiting, and five times
+as many rows made the p99 of its answers 1.2 times what it is without a shadow."""
 SETTLING_SECONDS = 10.0
 """After the share of an A/B has changed, until it surely holds on every server."""
 SECONDS_BETWEEN_LOOKS = 0.5
