@@ -361,6 +361,34 @@ def test_a_gate_keeps_the_champion_and_the_ledger_says_which(known, undrawn, mon
     nothing_half_done(known)
 
 
+@pytest.mark.parametrize(("mode", "share"), [("shadow", 0.0), ("ab", 0.1)])
+def test_it_can_be_tried_before_it_becomes_champion(known, undrawn, mode, share):
+    before = champion(known)
+    trying = known.model_copy(update={"retrain_then": mode})
+    deliver(known, "may.csv", flowers(60))
+    result = again(trying, reason="May came")
+    assert (result.outcome, champion(known)) == ("on trial", before)
+    with Ledger(known.state_database) as ledger:
+        experiment = ledger.experiments.open("iris")
+    assert experiment is not None
+    assert (experiment.mode, experiment.share, experiment.auto) == (mode, share, True)
+    assert (experiment.challenger, experiment.champion) == (result.version, before.version)
+    assert [one.action for one in decisions(known)][-2:] == [mode, "retrained"]
+    deliver(known, "june.csv", flowers(80, seed=9))
+    again_tried = again(trying, reason="June came")
+    assert again_tried.outcome == "registered"
+    assert "is held against version" in again_tried.says
+
+
+def test_what_a_gate_keeps_out_is_not_tried_either(known, undrawn, monkeypatch):
+    with_candidate(monkeypatch, Candidate("Weak", weak))
+    trying = known.model_copy(update={"retrain_then": "shadow"})
+    assert again(trying, only=("Weak",)).outcome == "kept"
+    with Ledger(known.state_database) as ledger:
+        assert ledger.experiments.open("iris") is None
+    assert [one.action for one in decisions(known)][-2:] == ["keep", "retrained"]
+
+
 def test_it_can_be_left_registered(known, undrawn):
     before = champion(known)
     result = again(known, promote_winner=False)

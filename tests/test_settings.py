@@ -52,6 +52,7 @@ VARIABLES = {
     "RETRAIN_PAUSE_DAYS": "retrain_pause_days",
     "RETRAIN_WINDOW_DAYS": "retrain_window_days",
     "RETRAIN_NEW_ROW_WEIGHT": "retrain_new_row_weight",
+    "RETRAIN_THEN": "retrain_then",
     "ROLLBACK_WATCH_DAYS": "rollback_watch_days",
 }
 

@@ -105,7 +105,7 @@ def test_of_held_out_houses_few_are_flagged_and_most_swaps_of_rooms_and_people(h
     assert flagged(swapped(rows, "total_rooms", "population")) > 0.7
     assert flagged(swapped(rows, "total_bedrooms", "population")) > 0.97
     assert flagged(swapped(rows, "housing_median_age", "latitude")) > 0.98, "fractions of years"
-    # Hardly anybody could tell: see docs/decisions/0016-swapped-fields.md.
+    # Hardly anybody could tell: see docs/decisions/0019-swapped-fields.md.
     assert flagged(swapped(rows, "total_bedrooms", "households")) > 0.15
 
 

@@ -110,7 +110,8 @@ LINES = (
     Line(
         "R7",
         "promotions under load: failed requests, mixed versions",
-        "two models, 2 workers, kept-alive connections; each value recomputed offline",
+        "two models, 2 workers, kept-alive connections, an A/B before each second promotion; each "
+        "value recomputed offline",
         "0 and 0 in 5 promotions",
         "0 and 0 in 100 promotions, 100,000 requests",
         sizes=(5, 100),
@@ -137,7 +138,8 @@ LINES = (
     Line(
         "R10",
         "concurrent promotions: lost updates, two champions",
-        "8 processes behind a barrier promote theirs if the champion is still X",
+        "8 processes behind a barrier promote theirs if the champion is still X; an experiment is "
+        "open",
         "0 in 20 rounds",
         "0 in 1,000 rounds",
         sizes=(20, 1000),

@@ -194,6 +194,12 @@ class Settings(BaseSettings):
         description="Days after a promotion in which the server goes back by itself to the version"
         " before if the new one is worse; 0: never",
     )
+    retrain_then: Literal["promote", "shadow", "ab"] = Field(
+        "promote",
+        validation_alias="RETRAIN_THEN",
+        description="What becomes of a retrained version that the gates let pass: champion at once,"
+        " or tried against the champion first, in the shadow or an A/B, whose verdict decides",
+    )
     story_clock: Path | None = Field(
         None,
         validation_alias="MLOPS_STORY_CLOCK",

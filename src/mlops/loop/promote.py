@@ -67,29 +67,9 @@ def promote(
                 f"{name}: version {previous} is champion, not version {over}", "look at it first"
             )
         by_machine = automatic or over is not None
-        decided = ledger.decisions(name) if by_machine else []
-        if rolled_back := guard.rolled_back(decided, version.version):
-            raise GateError(
-                f"{name} version {version.version} was rolled back by the guard on "
-                f"{rolled_back.decided_utc[:10]}: {rolled_back.reason}",
-                f"only by hand it is promoted again: mlops promote {name} {version.version}",
-            )
-        verdicts = check_all(gather(use_case, version, champion, settings))
-        blocking = [verdict for verdict in verdicts if verdict.blocks]
-        evidence: list[Any] = [dataclasses.asdict(verdict) for verdict in verdicts]
-        experiment = ledger.experiments.open(name)
-        if experiment is not None and experiment.challenger == version.version:
-            evidence.append(found_so_far(use_case, experiment, settings))
-        if blocking and not force:
-            why = "; ".join(f"{verdict.gate}: {verdict.says}" for verdict in blocking)
-            ledger.refuse(
-                version, previous=previous, reason=why, evidence=evidence, rule="gates", by=user()
-            )
-            raise GateError(
-                f"{name} version {version.version} was not promoted: {_shortly(blocking)}",
-                f"train a better one, or overrule with: mlops promote {name} {version.version} "
-                '--force --reason "…"',
-            )
+        verdicts, evidence = _ask(
+            ledger, use_case, version, champion, settings, force=force, by_machine=by_machine
+        )
         ledger.promote(
             version,
             expected=previous,
@@ -100,6 +80,59 @@ def promote(
         )
     mirror(use_case, version, settings, report)
     return Promotion(version, previous, tuple(verdicts), changed=True)
+
+
+def admit(name: str, number: int, *, settings: Settings | None = None) -> None:
+    """Ask the gates whether a version may be tried against the champion, without a person.
+
+    Raises `GateError` for one that they keep out, which is written down, or that the guard rolled
+    back; `BundleError`.
+    """
+    settings = settings or read_settings()
+    with Ledger(settings.state_database) as ledger:
+        version, champion = ledger.version(name, number), ledger.champion(name)
+        _ask(ledger, find(name), version, champion, settings, force=False, by_machine=True)
+
+
+def _ask(
+    ledger: Ledger,
+    use_case: UseCase,
+    version: Version,
+    champion: Version | None,
+    settings: Settings,
+    *,
+    force: bool,
+    by_machine: bool,
+) -> tuple[list[Verdict], list[Any]]:
+    """Return what the gates say, also as evidence.
+
+    Raises `GateError`, which is written down, if one keeps the version out; not with `force`.
+    """
+    name, previous = use_case.name, champion.version if champion else None
+    decided = ledger.decisions(name) if by_machine else []
+    if rolled_back := guard.rolled_back(decided, version.version):
+        raise GateError(
+            f"{name} version {version.version} was rolled back by the guard on "
+            f"{rolled_back.decided_utc[:10]}: {rolled_back.reason}",
+            f"only by hand it is promoted again: mlops promote {name} {version.version}",
+        )
+    verdicts = check_all(gather(use_case, version, champion, settings))
+    blocking = [verdict for verdict in verdicts if verdict.blocks]
+    evidence: list[Any] = [dataclasses.asdict(verdict) for verdict in verdicts]
+    experiment = ledger.experiments.open(name)
+    if experiment is not None and experiment.challenger == version.version:
+        evidence.append(found_so_far(use_case, experiment, settings))
+    if blocking and not force:
+        why = "; ".join(f"{verdict.gate}: {verdict.says}" for verdict in blocking)
+        ledger.refuse(
+            version, previous=previous, reason=why, evidence=evidence, rule="gates", by=user()
+        )
+        raise GateError(
+            f"{name} version {version.version} was not promoted: {_shortly(blocking)}",
+            f"train a better one, or overrule with: mlops promote {name} {version.version} "
+            '--force --reason "…"',
+        )
+    return verdicts, evidence
 
 
 def _shortly(blocking: list[Verdict]) -> str:

@@ -5,7 +5,8 @@
     write     "retrain" in the ledger, before any work
     train     every candidate, as `mlops train` does, from the grown table
     gate      against the champion, on rows that neither has learnt from
-    write     "retrained" in the ledger: promoted, kept, registered, unchanged or failed
+    try       if told so (`RETRAIN_THEN`): in the shadow or an A/B, whose verdict then decides
+    write     "retrained" in the ledger: promoted, on trial, kept, registered, unchanged or failed
 
 One process at a time (`models/retraining/<use case>.lock`). One that dies leaves its "retrain" open
 and its finished candidates in `models/retraining/<use case>/<recipe>/`: the next one says so, and
@@ -27,15 +28,16 @@ import pandas as pd
 from mlops import clock
 from mlops.build.data import sweep
 from mlops.build.difference import difference
-from mlops.errors import BundleError, ChampionMovedError, GateError
+from mlops.errors import BundleError, ChampionMovedError, GateError, UsageError
 from mlops.improve.decisions import Decision
 from mlops.improve.ledger import Ledger, Version
 from mlops.improve.triggers import Known, Reason, ask
 from mlops.loop.alone import alone_at
+from mlops.loop.experiment import begin
 from mlops.loop.finished import Finished
 from mlops.loop.gently import gently
 from mlops.loop.lesson import Gathered, gather, kept_table
-from mlops.loop.promote import promote
+from mlops.loop.promote import admit, promote
 from mlops.loop.report import Report, Silent
 from mlops.loop.serve import has_log, open_log
 from mlops.loop.train import Training, recipe, train
@@ -56,7 +58,12 @@ CHANGES: Final = ("promote", "rollback")
 MOST_TOLD = 500
 """Characters of a reason that a run is told of; the ledger has all of it."""
 
-Outcome = Literal["promoted", "kept", "registered", "unchanged", "not needed"]
+TRIAL_SHARE = 0.1
+"""Of the clients, where what was retrained is tried in an A/B. It can be changed while it lasts."""
+
+TOLD: Final = {"shadow": "in the shadow", "ab": f"for {TRIAL_SHARE:.0%} of the clients"}
+
+Outcome = Literal["promoted", "on trial", "kept", "registered", "unchanged", "not needed"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,16 +206,27 @@ def _work(
     else:
         passed = f"retraining, {why.trigger}: the gates let it pass"
         try:
-            promote(
-                name,
-                version.version,
-                automatic=True,
-                reason=passed,
-                settings=settings,
-                report=report,
-            )
+            if champion is None or settings.retrain_then == "promote":
+                promote(
+                    name,
+                    version.version,
+                    automatic=True,
+                    reason=passed,
+                    settings=settings,
+                    report=report,
+                )
+            else:
+                mode = settings.retrain_then
+                admit(name, version.version, settings=settings)
+                share = TRIAL_SHARE if mode == "ab" else 0.0
+                number = version.version
+                begin(name, mode, number, share=share, auto=True, reason=passed, settings=settings)
+                outcome = "on trial"
+                says = f"version {number} is held against version {champion.version}: {TOLD[mode]}"
         except (GateError, ChampionMovedError) as error:
             outcome, says = "kept", error.message
+        except UsageError as error:  # another experiment is open
+            outcome, says = "registered", error.message
     result = _result(look, why, outcome, says)
     return dataclasses.replace(
         result,
