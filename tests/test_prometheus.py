@@ -287,6 +287,7 @@ def test_planted_trouble_arrives_ends_and_moves_every_panel(
         assert ended <= alerts_told(hook, "firing")
         server.stop()
         until(lambda: prometheus.ask("query", query="up == 0"), "scraped no more")
+        time.sleep(1.5)  # for ranges, which end up to a step of one second before now, to have it
 
         panels = [panel for one in grafana.DASHBOARDS.values() for panel in one]
         assert [found for one in panels if (found := trouble(prometheus, one, since))] == []
