@@ -167,7 +167,8 @@ def test_the_inference_protocol_divides_clients_alike_and_a_version_in_the_path_
 def test_a_resend_is_given_the_first_answer_though_the_share_has_changed(tmp_path: Path) -> None:
     async def test() -> None:
         service = Service(HOUSING)
-        service.start(PredictionLog(tmp_path, "housinglogs", "crash"), synced=False)
+        log = PredictionLog(tmp_path, "housinglogs", "crash")
+        service.start(log, synced=False, secret=b"the same arm in each run")
         try:
             service.swap(ab(0.01))
             headers = [(b"x-client-id", b"one"), (b"idempotency-key", b"42")]
