@@ -253,3 +253,20 @@ def serve(home: Path) -> Iterator[Callable[..., Server]]:
     for server in servers:
         if server.process.poll() is None:
             server.kill()
+
+
+def typed(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Return what runs a command in this process, and gives its exit code and all it printed."""
+    from mlops import cli
+
+    def run(*words: str) -> tuple[int, str]:
+        capfd.readouterr()
+        try:
+            cli.main(list(words))
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        printed = capfd.readouterr()
+        return code, printed.out + printed.err
+
+    return run

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Server
+from conftest import Server, typed
 from test_serving import FLOWER, bundles, corrupt, until
 
-from mlops import cli
 from mlops.improve.ledger import Ledger
 
 Command = Callable[..., tuple[int, str]]
@@ -20,18 +19,7 @@ Command = Callable[..., tuple[int, str]]
 @pytest.fixture
 def command(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Command:
     monkeypatch.setenv("MLOPS_HOME", str(home))
-
-    def run(*words: str) -> tuple[int, str]:
-        capfd.readouterr()
-        try:
-            cli.main(list(words))
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        printed = capfd.readouterr()
-        return code, printed.out + printed.err
-
-    return run
+    return typed(capfd)
 
 
 def lines(home: Path) -> list[tuple[str, str]]:

@@ -86,7 +86,7 @@ def test_servers_keep_one_process_at_an_experiment_whoever_dies(world, serve):
     assert shadows(other) == []
 
     process.send_signal(signal.SIGKILL)
-    until(lambda: shadows(one) and shadows(one)[0].pid != process.pid)
+    until(lambda: (found := shadows(one)) and found[0].pid != process.pid)
     [process] = shadows(one)
     one.kill()
     until(lambda: len(shadows(other)) == 1)

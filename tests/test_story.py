@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import typed
 from promotions import World, equal, no_better_than_the_baseline, world_in
 
-from mlops import cli
 from mlops.errors import BundleError, ChampionMovedError, NotTrainedError, UsageError
 from mlops.improve.decisions import KEPT
 from mlops.improve.gates import GATES
@@ -129,18 +129,7 @@ def test_why_says_what_is_not_known_of_a_version_whose_bundle_is_gone(world):
 @pytest.fixture
 def command(world, monkeypatch, capfd):
     monkeypatch.setenv("MLOPS_HOME", str(world.settings.home))
-
-    def run(*words: str) -> tuple[int, str]:
-        capfd.readouterr()
-        try:
-            cli.main(list(words))
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        printed = capfd.readouterr()
-        return code, printed.out + printed.err
-
-    return run
+    return typed(capfd)
 
 
 def test_gates_ends_with_1_for_a_version_that_is_kept_out(world, command):

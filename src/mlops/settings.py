@@ -7,6 +7,7 @@ so that `mlflow ui`, `sqlite3 housinglogs/predictions.db` and the like work as t
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -369,6 +370,14 @@ class Settings(BaseSettings):
     def run(self) -> Path:
         """Process ids and output of what `mlops up` started."""
         return self.home / ".run"
+
+    def for_a_process(self) -> dict[str, str]:
+        """Return the environment of another process of ours, in the same place as this one."""
+        return {
+            **os.environ,
+            "MLOPS_HOME": str(self.home.resolve()),
+            "MLOPS_MODELS": str(self.models.resolve()),
+        }
 
     @property
     def tracks_locally(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,15 +89,10 @@ def _experiment(request: ExperimentRequest, settings: Settings) -> Experiment:
 
 async def _command(settings: Settings, verb: str, *words: str) -> dict[str, Any]:
     """Let a verb do it, in a process of its own: the server stays without its libraries."""
-    environment = {
-        **os.environ,
-        "MLOPS_HOME": str(settings.home.resolve()),
-        "MLOPS_MODELS": str(settings.models.resolve()),
-    }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "mlops.cli", verb, *words, "--json"),
-        env=environment,
+        env=settings.for_a_process(),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -158,12 +157,7 @@ class Keeper:
             [sys.executable, "-m", "mlops.loop.shadowing", self._use_case.name],
             stdin=subprocess.PIPE,
             pass_fds=(self._leads.descriptor,),
-            env={
-                **os.environ,
-                **ONE_THREAD,
-                "MLOPS_HOME": str(self._settings.home.resolve()),
-                "MLOPS_MODELS": str(self._settings.models.resolve()),
-            },
+            env={**self._settings.for_a_process(), **ONE_THREAD},
         )
 
     def _stop(self) -> None:

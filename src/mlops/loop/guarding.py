@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -378,15 +377,10 @@ def _mirror(name: str, settings: Settings) -> None:
     if settings.tracks_locally and not (settings.home / "mlflow.db").exists():
         return  # nothing was ever tracked here
     code = "import sys; from mlops.loop.promote import mirror_now; mirror_now(sys.argv[1])"
-    environment = {
-        **os.environ,
-        "MLOPS_HOME": str(settings.home.resolve()),
-        "MLOPS_MODELS": str(settings.models.resolve()),
-    }
     try:
         done = subprocess.run(  # noqa: S603  words of ours
             [sys.executable, "-c", code, name],
-            env=environment,
+            env=settings.for_a_process(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
