@@ -31,7 +31,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     ours = (
         *("LOG_", "MLFLOW", "MLOPS", "MODEL_REGISTRY", "PORT", "PREDICTIONS", "USE_CASES"),
         *("RATE_LIMIT", "TRUSTED_PROXIES", "LARGEST_BODY", "BUNDLE_", "SECONDS_TO_RECEIVE", "MAX_"),
-        *("ALERT_", "DRIFT_", "EXPERIMENT_", "RETRAIN_", "ROLLBACK_"),
+        *("ALERT_", "CHAMPION_", "DRIFT_", "EXPERIMENT_", "RETRAIN_", "ROLLBACK_"),
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -20,8 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from mlops.build.data import prepare, split
 from mlops.errors import DataError, ParityError, TrainingError, UsageError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop import recipe as recipes
 from mlops.loop import train as training
-from mlops.loop.train import still_valid, train
+from mlops.loop.recipe import still_valid
+from mlops.loop.train import train
 from mlops.package import graph as graphs
 from mlops.package.bundle import Bundle, open_bundle
 from mlops.settings import Settings, read_settings
@@ -336,7 +338,7 @@ def test_after_a_change_the_champion_is_no_longer_valid(valid, change):
 
 def test_with_other_libraries_or_other_code_the_champion_is_no_longer_valid(valid, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(training, "_libraries", lambda: {"numpy": "1.0"})
+        patched.setattr(recipes, "libraries", lambda: {"numpy": "1.0"})
         assert still_valid(IRIS, valid) is None
     read = Path.read_bytes
     for name in ("pipeline.py", "export.py", "usecase.py", "iris.py", "train.py"):
@@ -350,23 +352,31 @@ def test_with_other_libraries_or_other_code_the_champion_is_no_longer_valid(vali
 
 def test_another_page_figure_or_check_is_no_reason_to_train(valid, monkeypatch):
     read = Path.read_bytes
-    others = {"figures.py", "page.py", "diagnosis.py", "check.py", "comparison.py", "difference.py"}
+    others = {
+        "figures.py",
+        "page.py",
+        "diagnosis.py",
+        "check.py",
+        "comparison.py",
+        "difference.py",
+        "card.py",
+    }
     monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b"#" * (self.name in others))
     assert still_valid(IRIS, valid) is not None
 
 
 def test_what_decides_a_training_imports_nothing_of_build_that_does_not():
     build = Path(training.__file__).parents[1] / "build"
-    for name in training.DECIDING:
+    for name in recipes.DECIDING:
         imported = re.findall(
             r"from mlops\.build\.(\w+) import", (build / f"{name}.py").read_text()
         )
-        assert set(imported) <= set(training.DECIDING), name
+        assert set(imported) <= set(recipes.DECIDING), name
     joined = [Path(training.__file__), Path(training.__file__).with_name("quality.py")]
     used = re.findall(
         r"from mlops\.build\.(\w+) import", "".join(path.read_text() for path in joined)
     )
-    assert set(used) == set(training.DECIDING) - {"pipeline"}
+    assert set(used) == set(recipes.DECIDING) - {"pipeline"}
 
 
 def test_a_store_elsewhere_need_not_be_in_this_folder(valid):

@@ -33,10 +33,10 @@ from mlops.loop.feedback import feedback
 from mlops.loop.gates import gates
 from mlops.loop.lesson import gather, learnt
 from mlops.loop.predict import predict
+from mlops.loop.recipe import recipe, still_valid
 from mlops.loop.report import Silent
 from mlops.loop.retrain import Retrained, retrain
 from mlops.loop.serve import open_log
-from mlops.loop.train import still_valid
 from mlops.package.bundle import open_bundle
 from mlops.records import Finding
 from mlops.settings import Settings, read_settings
@@ -177,10 +177,10 @@ def test_a_lasting_alarm_with_nothing_new_to_learn_does_not_train_the_same_again
     monkeypatch.setattr(training, "train_candidate", None)
     plant(known, DRIFT)
     made = open_bundle(known.bundles / champion(known).bundle).training["data_fingerprint"]
-    recipe = {"recipe": training.recipe(made)}
+    repeated = {"recipe": recipe(made)}
     looked = retraining._of_champion
     monkeypatch.setattr(
-        retraining, "_of_champion", lambda *of: (looked(*of)[0], {**looked(*of)[1], **recipe})
+        retraining, "_of_champion", lambda *of: (looked(*of)[0], {**looked(*of)[1], **repeated})
     )
     result = again(known, if_needed=True, only=())
     assert result.outcome == "unchanged"

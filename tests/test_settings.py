@@ -53,6 +53,7 @@ VARIABLES = {
     "RETRAIN_WINDOW_DAYS": "retrain_window_days",
     "RETRAIN_NEW_ROW_WEIGHT": "retrain_new_row_weight",
     "RETRAIN_THEN": "retrain_then",
+    "CHAMPION_PRODUCT": "champion_product",
     "ROLLBACK_WATCH_DAYS": "rollback_watch_days",
 }
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from fastapi import FastAPI
@@ -45,6 +45,7 @@ class TinyBundle:
     """What serving needs of a bundle; one that cannot explain itself."""
 
     explainer = None
+    training: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, use_case: UseCase, factor: float) -> None:
         names = [*use_case.fields, *use_case.input_names]

@@ -24,6 +24,7 @@ from mlops.verbs.console import (
     print_result,
     progress,
 )
+from mlops.verbs.profiles import draw_profiles, draw_settled
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -242,6 +243,10 @@ def train(
     from_study: Annotated[
         bool, typer.Option("--from-study", help="Also train what `mlops tune` found best")
     ] = False,
+    profile: Annotated[
+        str,
+        typer.Option(help="Train the products of a profile; `mlops show` lists them, with minutes"),
+    ] = "",
     if_needed: Annotated[
         bool, typer.Option("--if-needed", help="Not if it would only repeat the champion")
     ] = False,
@@ -249,23 +254,39 @@ def train(
 ) -> None:
     """Fit, compare and track every candidate; seal and register the winner.
 
+    In a profile, which takes minutes where a plain training takes seconds, every product is sealed
+    and registered; with `--promote` each gets its alias if the gates let it, and one becomes
+    champion (`CHAMPION_PRODUCT`). `--if-needed` without a profile trains the champion's again.
+
     Examples: `mlops train housing` · `mlops train housing --only LinearRegression` ·
-    `mlops train iris --promote` · `mlops train housing --from-study`
+    `mlops train iris --promote` · `mlops train housing --from-study` ·
+    `mlops train housing --profile accurate --promote`
     """
+    from mlops.loop.products import settle
     from mlops.loop.promote import promote as promote_version
-    from mlops.loop.train import still_valid
+    from mlops.loop.recipe import champion_profile, still_valid
     from mlops.loop.train import train as run
     from mlops.usecases import find
 
     report = progress()
-    champion = still_valid(find(use_case), read_settings()) if if_needed else None
-    if champion is not None:
-        text = f"{use_case}: version {champion.version} is still valid"
-        print_result({"still_valid": champion}, as_json, lambda: out.print(text))
-        return
-    result = run(use_case, only=tuple(only or ()), from_study=from_study, report=report)
+    if if_needed:
+        champion = still_valid(find(use_case), read_settings(), profile)
+        if champion is not None:
+            text = f"{use_case}: version {champion.version} is still valid"
+            print_result({"still_valid": champion}, as_json, lambda: out.print(text))
+            return
+        if not (profile or only or from_study):
+            profile = champion_profile(find(use_case), read_settings())
+    result = run(
+        use_case, only=tuple(only or ()), profile=profile, from_study=from_study, report=report
+    )
     print_result(result, as_json, lambda: tables.training(result, out))
-    if promote_winner:
+    if promote_winner and profile:
+        settled = settle(use_case, profile, result.products, report=report)
+        if not as_json:
+            draw_settled(settled, out)
+        settled.check()
+    elif promote_winner:
         promotion = promote_version(use_case, result.registered[0].version, report=report)
         if not as_json:
             tables.promotion(promotion, out)
@@ -385,7 +406,12 @@ def show(use_case: UseCaseName, as_json: AsJson = False) -> None:
     from mlops.loop.show import show as run
 
     result = run(use_case)
-    print_result(result, as_json, lambda: tables.shown(result, out))
+
+    def draw() -> None:
+        tables.shown(result, out)
+        draw_profiles(result, out)
+
+    print_result(result, as_json, draw)
 
 
 @app.command()

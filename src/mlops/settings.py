@@ -187,6 +187,12 @@ class Settings(BaseSettings):
         validation_alias="RETRAIN_NEW_ROW_WEIGHT",
         description="What a row that came counts for, where one of the data file counts 1",
     )
+    champion_product: str = Field(
+        "",
+        validation_alias="CHAMPION_PRODUCT",
+        description="Which product of a profile becomes champion when the profile is trained;"
+        " unset: the first that it declares, of housing `accurate`",
+    )
     rollback_watch_days: float = Field(
         7,
         ge=0,

@@ -164,11 +164,14 @@ def training(result: Any, console: Console) -> None:
         f"{result.rows_train:,} rows to learn from, {result.rows_test:,} to be measured on; "
         f"{result.rows_dropped} dropped for missing values, {result.rows_shared} on both sides",
     )
+    aliases = {number: alias for alias, number in result.products.items()}
     for version in result.registered:
+        product = aliases.get(version.version)
         line(
             console,
             f"{version.candidate}: version {version.version}, "
-            f"bundle {version.bundle[:SHORT_HASH]}{' *' * (version.candidate == result.winner)}",
+            f"bundle {version.bundle[:SHORT_HASH]}{f', product {product}' if product else ''}"
+            f"{' *' * (version.candidate == result.winner)}",
         )
 
 

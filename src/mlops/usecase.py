@@ -111,6 +111,29 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Product:
+    """A candidate that is served beside others, under an alias: `/<use case>/models/<alias>`."""
+
+    alias: str
+    candidate: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Profile:
+    """A training for better models that takes longer than the plain one: so it has to be asked for.
+
+    Each of its `products` is trained, sealed, registered and held to the gates. One is to be
+    champion, the first unless the setting `CHAMPION_PRODUCT` names another. `says` is a sentence
+    for people, `minutes` what the training takes on two cores.
+    """
+
+    name: str
+    says: str
+    minutes: float
+    products: tuple[Product, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Budget:
     """What a model may take to be served: megabytes of its graph, and time for one row in it."""
 
@@ -195,8 +218,8 @@ class UseCase:
 
     `inputs` lists what the model sees, in order: the name of a field, or a `Ratio` of two.
     `load` returns the raw table in data-file columns. `metric` decides (higher is better).
-    `on_demand` are candidates that are trained only when they are named. `budget` and `fairness`
-    are limits that gates hold a model to.
+    `on_demand` are candidates that are trained only when they are named, as `profiles` do.
+    `budget` and `fairness` are limits that gates hold a model to.
     `rules` hold in every row. `key` names columns that tell one row from all others, if any do;
     `unique_rows` says that two equal rows are one row twice, not two alike.
     `coordinates` is for rows that lie somewhere on a map. `slices` are looked at apart when truths
@@ -217,6 +240,7 @@ class UseCase:
     metric: str
     examples: Mapping[str, Mapping[str, float]]
     on_demand: tuple[Candidate, ...] = ()
+    profiles: tuple[Profile, ...] = ()
     budget: Budget = Budget()
     fairness: tuple[Fairness, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -252,3 +276,25 @@ class UseCase:
             if candidate.name == name:
                 return candidate
         raise KeyError(name)
+
+    def trained_in(self, profile: str) -> tuple[Candidate, ...]:
+        """Return what a training in that profile fits; without one, the plain candidates."""
+        if not profile:
+            return self.candidates
+        return tuple(self.candidate(one.candidate) for one in self.profile(profile).products)
+
+    def profile(self, name: str) -> Profile:
+        """Return the profile of that name; `KeyError` if there is none."""
+        for profile in self.profiles:
+            if profile.name == name:
+                return profile
+        raise KeyError(name)
+
+    def product_of(self, training: Mapping[str, Any]) -> str:
+        """Return the alias of the product that a bundle's document `training` tells of, or ""."""
+        made = training.get("profile"), training.get("candidate")
+        for profile in self.profiles:
+            for product in profile.products:
+                if made == (profile.name, product.candidate):
+                    return product.alias
+        return ""

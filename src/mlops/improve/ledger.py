@@ -199,10 +199,12 @@ class Ledger:
         action: Literal["promote", "rollback"] = "promote",
         rule: str = "",
         by: str = "",
+        alias: str = "",
     ) -> None:
         """Make `version` the champion if the champion is still `expected`, and write down why.
 
-        Raises `ChampionMovedError` and changes nothing if another promotion came first.
+        A product also takes its `alias`. Raises `ChampionMovedError` and changes nothing if another
+        promotion came first.
         """
         with transaction(self._database):
             champion = self.champion(version.use_case)
@@ -222,6 +224,8 @@ class Ledger:
             self.experiments.end_by_promotion(
                 version.use_case, version.version, reason, rule=rule, by=by
             )
+            if alias and self.aliases(version.use_case).get(alias) != version.version:
+                self._name(version, alias, reason, by)
 
     def aliases(self, use_case: str) -> dict[str, int]:
         """Return the versions that answer under a name of their own, by that name."""
@@ -234,20 +238,23 @@ class Ledger:
 
         Raises `UsageError` for a name that cannot stand in a path or is reserved.
         """
+        with transaction(self._database):
+            self._name(version, alias, reason, by)
+
+    def _name(self, version: Version, alias: str, reason: str, by: str) -> None:
         if not ALIAS.fullmatch(alias) or alias in RESERVED:
             raise UsageError(
                 f"{alias!r} cannot be an alias",
                 "begin with a letter, then a-z, 0-9, - or _, at most 32 in all; not "
                 f"{' or '.join(RESERVED)}",
             )
-        with transaction(self._database):
-            before = self.aliases(version.use_case).get(alias)
-            self._database.execute(
-                "INSERT INTO aliases VALUES (?, ?, ?) ON CONFLICT (use_case, alias)"
-                " DO UPDATE SET version = excluded.version",
-                (version.use_case, alias, version.version),
-            )
-            self._decide("alias", version, before, reason, [{"alias": alias}], "", by)
+        before = self.aliases(version.use_case).get(alias)
+        self._database.execute(
+            "INSERT INTO aliases VALUES (?, ?, ?) ON CONFLICT (use_case, alias)"
+            " DO UPDATE SET version = excluded.version",
+            (version.use_case, alias, version.version),
+        )
+        self._decide("alias", version, before, reason, [{"alias": alias}], "", by)
 
     def remove_alias(self, use_case: str, alias: str, *, reason: str = "", by: str = "") -> None:
         """Let nobody answer under this name any more. Raises `UsageError` if nobody did."""

@@ -305,6 +305,7 @@ class Guard:
                 action="rollback",
                 rule=KIND,
                 by=KIND,
+                alias=self.use_case.product_of(probation.before.bundle.training),
             )
         except ChampionMovedError as error:
             log.info("%s: the guard was not needed: %s", name, error.message)

@@ -13,6 +13,7 @@ from mlops.loop.evidence import gather
 from mlops.loop.report import Report, Silent
 from mlops.loop.track import pending, tracking_of
 from mlops.loop.verdict import found_so_far
+from mlops.package.bundle import open_bundle
 from mlops.settings import Settings, read_settings
 from mlops.track.registry import mirror_champion
 from mlops.track.runs import user
@@ -38,6 +39,7 @@ def promote(
     automatic: bool = False,
     reason: str = "",
     over: int | None = None,
+    against: int | None = None,
     settings: Settings | None = None,
     report: Report | None = None,
 ) -> Promotion:
@@ -45,8 +47,10 @@ def promote(
 
     `force` overrules the gates, never a bundle that cannot be opened; it needs a `reason`, which
     the ledger keeps. `automatic` is for those who decide without a person: a version that the guard
-    rolled back is not for them. With `over` they say which version must be champion. If the
-    version is the challenger of an open experiment, what that found is part of the evidence.
+    rolled back is not for them. With `over` they say which version must be champion. The gates
+    hold it against the champion, or against the version that `against` names. If it is the
+    challenger of an open experiment, what that found is part of the evidence. A product of a
+    profile takes its alias with it.
 
     Raises `GateError`, `BundleError`, or `ChampionMovedError` when another promotion came first.
     """
@@ -58,7 +62,10 @@ def promote(
     with Ledger(settings.state_database) as ledger:
         version = chosen(ledger, name, number)
         champion = ledger.champion(name)
+        alias = _product(use_case, version, settings)
         if champion is not None and champion.version == version.version:
+            if alias and ledger.aliases(name).get(alias) != version.version:
+                ledger.set_alias(version, alias, reason="it is champion", by=user())
             mirror(use_case, version, settings, report)  # it may have failed when it was promoted
             return Promotion(version, champion.version, (), changed=False)
         previous = champion.version if champion else None
@@ -67,8 +74,9 @@ def promote(
                 f"{name}: version {previous} is champion, not version {over}", "look at it first"
             )
         by_machine = automatic or over is not None
+        other = champion if against is None else ledger.version(name, against)
         verdicts, evidence = _ask(
-            ledger, use_case, version, champion, settings, force=force, by_machine=by_machine
+            ledger, use_case, version, other, settings, force=force, by_machine=by_machine
         )
         ledger.promote(
             version,
@@ -77,21 +85,33 @@ def promote(
             evidence=evidence,
             rule="force" if force else "gates",
             by=user(),
+            alias=alias,
         )
     mirror(use_case, version, settings, report)
     return Promotion(version, previous, tuple(verdicts), changed=True)
 
 
-def admit(name: str, number: int, *, settings: Settings | None = None) -> None:
-    """Ask the gates whether a version may be tried against the champion, without a person.
+def admit(
+    name: str, number: int, *, against: int | None = None, settings: Settings | None = None
+) -> None:
+    """Ask the gates whether a version may answer beside the champion, without a person.
 
-    Raises `GateError` for one that they keep out, which is written down, or that the guard rolled
-    back; `BundleError`.
+    It is held against the champion, or against the version that `against` names. Raises `GateError`
+    for one that they keep out, which is written down, or that the guard rolled back; `BundleError`.
     """
     settings = settings or read_settings()
     with Ledger(settings.state_database) as ledger:
-        version, champion = ledger.version(name, number), ledger.champion(name)
-        _ask(ledger, find(name), version, champion, settings, force=False, by_machine=True)
+        version = ledger.version(name, number)
+        other = ledger.champion(name) if against is None else ledger.version(name, against)
+        _ask(ledger, find(name), version, other, settings, force=False, by_machine=True)
+
+
+def _product(use_case: UseCase, version: Version, settings: Settings) -> str:
+    """Return the alias that a version has as a product, "" if it is none. Raises `BundleError`."""
+    if not use_case.profiles:
+        return ""
+    bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
+    return use_case.product_of(bundle.training)
 
 
 def _ask(

@@ -3,7 +3,8 @@
     look      the data file, its growing source, the log's truths, findings, the ledger
     reason    by hand, or the first trigger that has one (`improve/triggers.py`)
     write     "retrain" in the ledger, before any work
-    train     every candidate, as `mlops train` does, from the grown table
+    train     every candidate, as `mlops train` does, from the grown table; where the champion is
+              a product of a profile, that profile
     gate      against the champion, on rows that neither has learnt from
     try       if told so (`RETRAIN_THEN`): in the shadow or an A/B, whose verdict then decides
     write     "retrained" in the ledger: promoted, on trial, kept, registered, unchanged or failed
@@ -37,10 +38,12 @@ from mlops.loop.experiment import begin
 from mlops.loop.finished import Finished
 from mlops.loop.gently import gently
 from mlops.loop.lesson import Gathered, gather, kept_table
+from mlops.loop.products import settle
 from mlops.loop.promote import admit, promote
+from mlops.loop.recipe import recipe
 from mlops.loop.report import Report, Silent
 from mlops.loop.serve import has_log, open_log
-from mlops.loop.train import Training, recipe, train
+from mlops.loop.train import Training, train
 from mlops.package.bundle import open_bundle
 from mlops.records import Finding
 from mlops.settings import Settings, read_settings
@@ -107,6 +110,9 @@ class _Look:
     known: Known
     last_table: pd.DataFrame
     rows: Rows
+    profile: str
+    product: str
+    """The profile that the champion was trained in, and which of its products it is; "" if none."""
     attempts: frozenset[str]
     """The recipes of the champion and of the last retraining that ended."""
     died: tuple[int, ...]
@@ -175,7 +181,8 @@ def _work(
     use_case, lesson = look.use_case, look.gathered.lesson
     name, champion = use_case.name, look.champion
     made = _recipe(look)
-    if automatic and _attempt(made, only) in look.attempts:
+    profile = "" if only else look.profile
+    if automatic and _attempt(made, only, profile) in look.attempts:
         return _result(
             look,
             why,
@@ -191,12 +198,29 @@ def _work(
     training = train(
         name,
         only=only,
+        profile=profile,
         lesson=dataclasses.replace(lesson, told=told),
         finished=Finished(folder / made),
         settings=settings,
         report=report,
     )
     version = training.registered[0]
+    refused: dict[str, str] = {}
+    passed = f"retraining, {why.trigger}: the gates let it pass"
+    if profile:
+        settings = settings.model_copy(update={"champion_product": look.product})
+        number = training.products[look.product]
+        version = next(one for one in training.registered if one.version == number)
+        if promote_winner:  # each under its alias; who is champion is decided below
+            refused = settle(
+                name,
+                profile,
+                training.products,
+                champion=False,
+                reason=passed,
+                settings=settings,
+                report=report,
+            ).refused
     outcome: Outcome = "promoted"
     says = f"version {version.version} is champion"
     if champion is not None and version.version == champion.version:
@@ -204,7 +228,6 @@ def _work(
     elif not promote_winner:
         outcome, says = "registered", f"version {version.version} is registered, not promoted"
     else:
-        passed = f"retraining, {why.trigger}: the gates let it pass"
         try:
             if champion is None or settings.retrain_then == "promote":
                 promote(
@@ -227,7 +250,7 @@ def _work(
             outcome, says = "kept", error.message
         except UsageError as error:  # another experiment is open
             outcome, says = "registered", error.message
-    result = _result(look, why, outcome, says)
+    result = _result(look, why, outcome, "; ".join([says, *refused.values()]))
     return dataclasses.replace(
         result,
         champion=version.version if outcome == "promoted" else result.champion,
@@ -247,6 +270,8 @@ def _look(use_case: UseCase, settings: Settings) -> _Look:
         champion = ledger.champion(use_case.name)
         decisions = ledger.decisions(use_case.name)
     sealed, made = _of_champion(champion, settings)
+    product = use_case.product_of(made)
+    profile = str(made["profile"]) if product else ""
     ended = [one for one in decisions if one.action == ENDED]
     last = ended[-1].evidence[0] if ended else {}
     frame = gathered.lesson.table.frame
@@ -275,7 +300,9 @@ def _look(use_case: UseCase, settings: Settings) -> _Look:
         _known(champion, sealed, decisions, _findings(use_case, settings), rows.new),
         last_table,
         rows,
-        frozenset({_attempt(made.get("recipe", ""), ()), last.get("attempt", "")} - {""}),
+        profile,
+        product,
+        frozenset({_attempt(made.get("recipe", ""), (), profile), last.get("attempt", "")} - {""}),
         tuple(int(one.evidence[0]["pid"]) for one in _open(decisions)),
     )
 
@@ -384,7 +411,7 @@ def _end(
     found: dict[str, Any] = {"outcome": outcome}
     if outcome != "failed":  # what failed may be tried again, and has taught nothing
         found["data_fingerprint"] = look.gathered.lesson.table.fingerprint
-        found["attempt"] = _attempt(_recipe(look), only)
+        found["attempt"] = _attempt(_recipe(look), only, "" if only else look.profile)
     ledger.write_down(
         ENDED,
         look.use_case.name,
@@ -402,8 +429,8 @@ def _recipe(look: _Look) -> str:
     return recipe(lesson.table.fingerprint, str(lesson.stated.get("policy", "")))
 
 
-def _attempt(made: str, only: tuple[str, ...]) -> str:
-    return " ".join([made, *only]) if made else ""
+def _attempt(made: str, only: tuple[str, ...], profile: str) -> str:
+    return " ".join([made, *only, *([f"profile {profile}"] if profile else [])]) if made else ""
 
 
 def _forget_others(folder: Path, made: str) -> None:

@@ -62,6 +62,7 @@ def rollback(
             action="rollback",
             rule="rollback",
             by=user(),
+            alias=use_case.product_of(bundle.training),
         )
     mirror(use_case, version, settings, report or Silent())
     return Rollback(version, champion.version, (verdict,))

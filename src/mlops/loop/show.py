@@ -28,6 +28,7 @@ def show(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
         "fields": [dataclasses.asdict(feature) for feature in use_case.features],
         "candidates": [candidate.name for candidate in use_case.candidates],
         "on_demand": [candidate.name for candidate in use_case.on_demand],
+        "profiles": [dataclasses.asdict(profile) for profile in use_case.profiles],
         "model_name": use_case.model_name,
         "champion": champion.version if champion else None,
         "versions": [

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import io
-import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +15,13 @@ from mlops.build.data import keep, prepare, split, write_whole
 from mlops.build.growth import Lesson
 from mlops.build.profile import golden_rows, reference_profile, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
-from mlops.errors import BundleError, UsageError
+from mlops.errors import UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
 from mlops.loop.finished import Done, Finished
+from mlops.loop.products import introduce, numbered
 from mlops.loop.quality import quality_to_seal
+from mlops.loop.recipe import libraries, recipe
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
 from mlops.loop.signature import signature
@@ -31,7 +29,7 @@ from mlops.loop.track import Recorder, Why
 from mlops.loop.watching import SEALED
 from mlops.monitor.drift import columns
 from mlops.monitor.drift.profile import Profile
-from mlops.package.bundle import golden_answers, open_bundle, seal
+from mlops.package.bundle import golden_answers, seal
 from mlops.package.card import model_card
 from mlops.package.explanation import explanation_document
 from mlops.package.export import to_onnx
@@ -41,13 +39,6 @@ from mlops.settings import Settings, read_settings
 from mlops.track.runs import Run, commit, user
 from mlops.usecase import FOLDS, SEED, TEST_SHARE, Candidate, UseCase
 from mlops.usecases import find
-
-DECIDING = ("data", "growth", "pipeline", "profile", "risk", "training")
-"""Modules of `build` by which a model becomes what it is."""
-MEASURING = ("estimate", "performance", "quality")
-"""Modules of `monitor` by which the quality is measured that is sealed."""
-
-LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy", "lightgbm", "onnx", "onnxruntime")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +54,11 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Training:
-    """What a training gave. `registered` holds the winner's version first."""
+    """What a training gave. `registered` holds the winner's version first.
+
+    In a profile it holds a version for each product, in their order; `products` has their numbers
+    by alias.
+    """
 
     use_case: str
     metric: str
@@ -75,12 +70,15 @@ class Training:
     candidates: tuple[Scored, ...]
     winner: str
     registered: tuple[Version, ...]
+    profile: str = ""
+    products: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def train(
     name: str,
     *,
     only: tuple[str, ...] = (),
+    profile: str = "",
     from_study: bool = False,
     lesson: Lesson | None = None,
     finished: Finished | None = None,
@@ -89,7 +87,8 @@ def train(
 ) -> Training:
     """Train the candidates of a use case (or `only` some), track each, seal and register winners.
 
-    Those that are declared `on_demand` are trained only when they are named.
+    Those that are declared `on_demand` are trained only when they are named, or in a `profile`,
+    whose products are all sealed and registered.
 
     `from_study` adds what `tune` found best as a candidate `<its candidate>Tuned`. What is learnt
     is the data file, or another `lesson`; candidates that are in `finished` are taken from there.
@@ -101,13 +100,16 @@ def train(
     settings = settings or read_settings()
     report = report or Silent()
     use_case = find(name)
+    if profile:
+        if only or from_study:
+            raise UsageError(
+                "a profile says itself what is trained", "leave out --only and --from-study"
+            )
+        introduce(use_case, profile, settings, report)
     if not from_study:
-        _chosen(use_case, only)  # a name that is wrong is said before anything is written
-    if lesson is None:
-        table = prepare(use_case, settings.data)
-        lesson = Lesson(table, split(use_case, table.frame))
+        _chosen(use_case, only, profile)  # a name that is wrong is said before anything is written
+    lesson = _learnt(use_case, lesson, profile, settings)
     parts = lesson.parts
-    keep(lesson.table, settings.data)
     origins: dict[str, dict[str, str]] = {}
     if from_study:
         from mlops.loop.tune import tuned_candidate
@@ -116,7 +118,7 @@ def train(
         use_case = dataclasses.replace(use_case, candidates=(*use_case.candidates, tuned))
         origins[tuned.name] = origin
         report.say(f"{name}: {tuned.name} is trial {origin['trial']} of study {origin['study']}")
-    candidates = _chosen(use_case, only)
+    candidates = _chosen(use_case, only, profile)
     settings.models.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(settings, report)
 
@@ -136,7 +138,8 @@ def train(
     best = winner(use_case, trained)
     scores_to_beat = baseline(use_case, parts)
 
-    sealed = [best] + [t for t in trained if t.candidate.always_registered and t is not best]
+    others = [t for t in trained if t.candidate.always_registered and t is not best]
+    sealed = trained if profile else [best, *others]
     registered = []
     with (
         report.steps(f"{name}: sealing", len(sealed)) as advance,
@@ -173,6 +176,8 @@ def train(
         ),
         winner=best.candidate.name,
         registered=tuple(registered),
+        profile=profile,
+        products=numbered(use_case, profile, registered),
     )
 
 
@@ -194,7 +199,10 @@ def _why(
     }
     mine = folds[one.candidate.name]
     measured = f"{metric} {mine['mean']:.4f} ± {mine['std']:.4f} in {FOLDS} folds"
-    if one is best:
+    if profile := lesson.stated.get("profile"):
+        alias = use_case.product_of({"profile": profile, "candidate": one.candidate.name})
+        rule, says = "profile", f"product {alias} of the profile {profile}: {measured}"
+    elif one is best:
         rule, says = "cross-validation", f"best of {len(trained)} candidates: {measured}"
     else:
         rule, says = "always registered", f"always registered: {measured}"
@@ -213,57 +221,18 @@ def _why(
     )
 
 
-def still_valid(use_case: UseCase, settings: Settings) -> Version | None:
-    """Return the champion if training again would repeat what made it, else None.
-
-    It must have been trained by this code, on this data, with these libraries; its bundle must be
-    sound, and the files that a training leaves must be there.
-    """
-    with Ledger(settings.state_database) as ledger:
-        champion = ledger.champion(use_case.name)
-    if champion is None:
-        return None
-    try:
-        bundle = open_bundle(settings.bundles / champion.bundle, key=settings.signing_key)
-    except BundleError:
-        return None
-    made = bundle.training
-    # What grew was learnt from this file if that was its reference, and the rows behind it are its.
-    reference = made.get("reference_fingerprint", made["data_fingerprint"])
-    if reference != prepare(use_case, settings.data).fingerprint:
-        return None
-    left = [settings.models / candidate.pickle_name for candidate in use_case.candidates]
-    if settings.tracks_locally:
-        left.append(settings.home / "mlflow.db")
-    same = made["recipe"] == recipe(made["data_fingerprint"], made.get("policy", ""))
-    return champion if same and all(path.exists() for path in left) else None
+def _learnt(use_case: UseCase, lesson: Lesson | None, profile: str, settings: Settings) -> Lesson:
+    """Return what is learnt, and keep its table: this lesson or the data file, in that profile."""
+    if lesson is None:
+        table = prepare(use_case, settings.data)
+        lesson = Lesson(table, split(use_case, table.frame))
+    keep(lesson.table, settings.data)
+    if not profile:
+        return lesson
+    return dataclasses.replace(lesson, stated={**lesson.stated, "profile": profile})
 
 
-def recipe(data_fingerprint: str, policy: str = "") -> str:
-    """Return a digest of all that decides a training's result: data, code and libraries.
-
-    `policy` says what rows that came count for, empty where none did.
-
-    Figures, reports, checks and comparisons decide nothing: another page is no reason to train.
-    """
-    package = Path(__file__).parents[1]
-    sources = [
-        Path(__file__),
-        Path(__file__).with_name("quality.py"),
-        package / "usecase.py",
-        *sorted((package / "usecases").glob("*.py")),
-        *(package / "build" / f"{name}.py" for name in DECIDING),
-        *(package / "monitor" / f"{name}.py" for name in MEASURING),
-        *sorted((package / "package").glob("*.py")),
-    ]
-    digest = hashlib.sha256((data_fingerprint + policy).encode())
-    for source in sources:
-        digest.update(hashlib.sha256(source.read_bytes()).digest())
-    digest.update(json.dumps(_libraries(), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _chosen(use_case: UseCase, only: tuple[str, ...]) -> tuple[Candidate, ...]:
+def _chosen(use_case: UseCase, only: tuple[str, ...], profile: str = "") -> tuple[Candidate, ...]:
     declared = *use_case.candidates, *use_case.on_demand
     known = {candidate.name: candidate for candidate in declared}
     for name in only:
@@ -271,7 +240,7 @@ def _chosen(use_case: UseCase, only: tuple[str, ...]) -> tuple[Candidate, ...]:
             raise UsageError(
                 f"{use_case.name} has no candidate {name!r}", f"declared are: {', '.join(known)}"
             )
-    return tuple(known[name] for name in only) if only else use_case.candidates
+    return tuple(known[name] for name in only) if only else use_case.trained_in(profile)
 
 
 def _through(
@@ -460,19 +429,9 @@ def _training(lesson: Lesson, one: Trained, parity: Parity) -> dict[str, Any]:
         "held_out_fingerprint": parts.fingerprint,
         **lesson.stated,
         "parity": dataclasses.asdict(parity),
-        "libraries": _libraries(),
+        "libraries": libraries(),
     }
 
 
 def _settings(one: Trained) -> dict[str, str]:
     return {name: str(value) for name, value in one.pipeline[-1].get_params().items()}
-
-
-def _libraries() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"  # LightGBM is optional
-    return found

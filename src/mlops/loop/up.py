@@ -16,10 +16,12 @@ from mlops.improve.ledger import Ledger, Version
 from mlops.loop import services
 from mlops.loop.keys import list_keys
 from mlops.loop.predict import predict
+from mlops.loop.products import minutes
 from mlops.loop.promote import promote
+from mlops.loop.recipe import champion_made, champion_profile, still_valid
 from mlops.loop.report import Report, Silent
 from mlops.loop.track import pending, track
-from mlops.loop.train import still_valid, train
+from mlops.loop.train import train
 from mlops.package.bundle import open_bundle
 from mlops.settings import Settings, read_settings
 from mlops.track.runs import Tracking
@@ -78,6 +80,8 @@ def up(
         champion = valid[use_case.name]
         if champion is not None:
             report.say(f"{use_case.name}: version {champion.version} is still valid")
+        else:
+            champion = _of_profile(use_case, settings, report)
         made.append((champion or _make(use_case, settings, report), champion is not None))
     _start(server, settings, report)
     for spec in (server, *others):
@@ -137,6 +141,25 @@ def _make(use_case: UseCase, settings: Settings, report: Report) -> Version:
     if promotion.changed:
         report.say(f"{use_case.name}: version {best.version} passed the gates and is champion")
     return best
+
+
+def _of_profile(use_case: UseCase, settings: Settings, report: Report) -> Version | None:
+    """Return a champion that a plain training must not replace: a product of a profile, if sound.
+
+    It takes minutes to train another one, so that is left to who asks for it.
+    """
+    profile = champion_profile(use_case, settings)
+    if not profile:
+        return None
+    champion, _ = champion_made(use_case, settings)
+    assert champion is not None
+    report.say(
+        f"{use_case.name}: version {champion.version} stays, though data, code, libraries or "
+        f"what its training left have changed: it is of the profile {profile}, which takes "
+        f"{minutes(use_case.profile(profile))} to train again: "
+        f"mlops train {use_case.name} --profile {profile} --promote"
+    )
+    return champion
 
 
 def _track_pending(settings: Settings, report: Report) -> None:

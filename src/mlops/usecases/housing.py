@@ -22,6 +22,8 @@ from mlops.usecase import (
     Coordinates,
     Fairness,
     Feature,
+    Product,
+    Profile,
     Range,
     Ratio,
     Rule,
@@ -222,6 +224,14 @@ HOUSING = UseCase(
     ),
     # Slower to train and to answer than boosting alone, and no better: see decision 12.
     on_demand=(Candidate("Blend", blend), Candidate("Stack", stack)),
+    profiles=(
+        Profile(
+            "accurate",
+            "the most accurate model, and one that answers in microseconds",
+            minutes=1,
+            products=(Product("accurate", "Blend"), Product("fast", "GradientBoosting")),
+        ),
+    ),
     metric="r2_score",
     fairness=(Fairness("income", largest_gap=0.4),),
     coordinates=Coordinates("longitude", "latitude", CALIFORNIA),
