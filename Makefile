@@ -5,7 +5,7 @@ SHELL = /bin/sh
 # Verbs share one environment and one set of ports: `make -j` runs them one after the other.
 .NOTPARALLEL:
 .PHONY: help up down status logs serve retrain test test-all check audit format bench
-.PHONY: bench-peers bench-reliability
+.PHONY: bench-peers bench-reliability bench-accuracy
 .PHONY: screenshots lock clean
 .PHONY: image smoke publish deploy
 
@@ -105,6 +105,10 @@ bench-peers: ## install other model servers, serve the same model with each, com
 bench-reliability: ## provoke failures, count the damage (ARGS="--lines R1,R7 --scale goal")
 	@$(SETUP) dev
 	@$(BIN)/python -m benchmarks.reliability $(ARGS)
+
+bench-accuracy: ## train the most accurate models on every split, compare (minutes; goes on)
+	@$(SETUP) dev
+	@$(BIN)/python -m benchmarks.accuracy $(ARGS)
 
 screenshots: ## take the README's pictures of the dashboard (needs Debian's chromium)
 	@$(SETUP) dev

@@ -86,18 +86,26 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def publish(section: Section, found: Found, command: str) -> None:
     """Put what was found into the page, in place of what was found before."""
-    text = PAGE.read_text()
-    begin, end = marks(section.name)
-    before, _, rest = text.partition(begin)
+    notes = [f"- {note}" for note in (measured_on(command), *found.notes)]
+    between(PAGE, section.name, [*notes, "", *table(found.rows)])
+
+
+def between(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Put lines between the marks of that name, in place of those that were there."""
+    begin, end = marks(name)
+    before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(end)
+    page.write_text(before + "\n".join([begin, "", *lines, "", end]) + after)
+
+
+def measured_on(command: str) -> str:
+    """Say when, of which code, on what machine and by which command something was measured."""
     load = os.getloadavg()[2]
-    told = (
+    return (
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, commit `{_commit()}`, "
         f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"mean load of the last 15 minutes {load:.1f}{_niceness()}, `{command}`"
     )
-    lines = [begin, "", *(f"- {note}" for note in (told, *found.notes)), "", *table(found.rows)]
-    PAGE.write_text(before + "\n".join([*lines, "", end]) + after)
 
 
 def marks(name: str) -> tuple[str, str]:

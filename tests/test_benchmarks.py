@@ -9,21 +9,25 @@ import re
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import growth, peers, results, serving
+from benchmarks import accuracy, growth, peers, published, results, serving
 from benchmarks.reliability import __main__ as reliability
 from benchmarks.results import Found, Line, Row
+from mlops.build.data import split
+from mlops.usecases.housing import HOUSING
 
 ROOT = results.ROOT
-PAGES = (results.PAGE, reliability.PAGE)
+PAGES = (results.PAGE, reliability.PAGE, accuracy.PAGE)
 PARSERS = {
     "bench": bench.arguments_of,
     "bench-peers": lambda words: bench.arguments_of(["peers", *words]),
     "bench-reliability": reliability._arguments,
+    "bench-accuracy": accuracy.arguments_of,
 }
 
 
@@ -54,12 +58,12 @@ def test_a_word_that_no_benchmark_takes_is_refused(capsys: pytest.CaptureFixture
     assert f"'servings' is none of {names}" in capsys.readouterr().err
 
 
-def published(name: str) -> list[list[str]]:
+def rows_on(page: Path, name: str) -> list[list[str]]:
     """Return the cells of the rows that stand between a section's marks."""
     begin, end = results.marks(name)
-    _, _, rest = results.PAGE.read_text().partition(begin)
+    _, _, rest = page.read_text().partition(begin)
     between, found, _ = rest.partition(end)
-    assert found, f"{name} has no place in {results.PAGE.name}"
+    assert found, f"{name} has no place in {page.name}"
     lines = [line for line in between.splitlines() if line.startswith("| ")][2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -68,14 +72,14 @@ def published(name: str) -> list[list[str]]:
 def test_the_page_has_every_line_of_a_section_with_its_target_and_no_other(
     section: results.Section,
 ) -> None:
-    assert [(row[0], row[4]) for row in published(section.name)] == [
+    assert [(row[0], row[4]) for row in rows_on(results.PAGE, section.name)] == [
         (line.what, line.target) for line in section.lines
     ]
 
 
 @pytest.mark.parametrize("section", bench.SECTIONS, ids=lambda section: section.name)
 def test_a_verdict_follows_from_the_ratio_that_stands_beside_it(section: results.Section) -> None:
-    for row, line in zip(published(section.name), section.lines, strict=True):
+    for row, line in zip(rows_on(results.PAGE, section.name), section.lines, strict=True):
         assert row[5] == line.verdict(float(row[3].replace(",", "")))
 
 
@@ -147,3 +151,74 @@ def test_children_of_a_peer_end_with_it(tmp_path: Path) -> None:
         assert child.is_running()
     with contextlib.suppress(psutil.NoSuchProcess):  # or it waits for somebody to look at its end
         assert child.status() == psutil.STATUS_ZOMBIE
+
+
+# --- accuracy
+
+
+def test_the_splits_are_those_that_were_published() -> None:
+    research, own = accuracy.rows_of("research"), accuracy.rows_of("42")
+    assert (len(research.X_train), len(research.X_test)) == (13_209, 4_128)
+    assert research.y_test.var() == pytest.approx(published.VARIANCE, abs=5e-6)
+    parts = split(HOUSING, HOUSING.load().table)
+    assert own.X_test.equals(parts.X_test)
+    assert (own.y_train == parts.y_train).all()
+    for one in accuracy.SPLITS:
+        rows = accuracy.rows_of(one)
+        assert not set(rows.X_train.index) & set(rows.X_test.index)
+
+
+def test_the_published_r2_follows_from_the_published_error() -> None:
+    cells = [anchor.cell("research") for anchor in published.ANCHORS]
+    assert cells[:2] == ["0.3789 (0.8899)", "0.3914 (0.8825)"]
+
+
+def test_a_model_is_trained_once_and_again_only_by_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "KEPT", tmp_path / "kept")
+    found = accuracy.scored("42", "linear regression")
+    assert accuracy.cell(found) == "0.7456 (0.5758)", "the anchor, to all its digits"
+    assert accuracy.pipeline_of("linear regression").score(*_tested("42")) > 0.57
+    with monkeypatch.context() as patched:
+        patched.setattr(accuracy, "fit", None)
+        assert accuracy.scored("42", "linear regression") == found
+        patched.setattr(accuracy, "digest", lambda: "of other code")
+        with pytest.raises(TypeError):
+            accuracy.scored("42", "linear regression")
+
+
+def _tested(name: str) -> tuple[Any, Any]:
+    rows = accuracy.rows_of(name)
+    return rows.X_test, rows.y_test
+
+
+def test_the_page_of_accuracy_has_every_anchor_model_split_and_ablation() -> None:
+    rows = rows_on(accuracy.PAGE, "table")
+    names = [row[0].strip("*") for row in rows]
+    assert names == [*(one.model for one in published.ANCHORS), *accuracy.MODELS]
+    for row, anchor in zip(rows, published.ANCHORS, strict=False):
+        assert row[1:] == [anchor.origin, *(anchor.cell(one) for one in accuracy.SPLITS)]
+    for row, candidate in zip(rows[-len(accuracy.MODELS) :], accuracy.MODELS.values(), strict=True):
+        assert row[1] == f"ours, `{candidate.name}`"
+        assert all(re.fullmatch(r"0\.\d{4} \(0\.\d{4}\)", cell) for cell in row[2:]), row
+    ablations = rows_on(accuracy.PAGE, "ablations")
+    assert [row[0] for row in ablations] == [says for says, _ in accuracy.ABLATIONS]
+    timed = [row[0] for row in rows_on(accuracy.PAGE, "speed")]
+    assert {f"{name}, ONNX Runtime" for name in accuracy.MICROSECONDS} <= set(timed)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tables"], "'tables' is none of table, speed, ablations"),
+        (["--splits", "43"], "'43' is not some of research,42,1,2,3,7,123"),
+        (["table", "--splits", "42", "--write"], "only a table of all splits is published"),
+    ],
+)
+def test_what_cannot_be_measured_or_published_is_said(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        accuracy.arguments_of(words)
+    assert said in capsys.readouterr().err

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,27 @@ def recipe(data_fingerprint: str, policy: str = "") -> str:
         Path(__file__),
         Path(__file__).with_name("train.py"),
         Path(__file__).with_name("quality.py"),
-        package / "usecase.py",
-        *sorted((package / "usecases").glob("*.py")),
-        *(package / "build" / f"{name}.py" for name in DECIDING),
         *(package / "monitor" / f"{name}.py" for name in MEASURING),
         *sorted(set((package / "package").glob("*.py")) - {package / "package" / "card.py"}),
     ]
-    digest = hashlib.sha256((data_fingerprint + policy).encode())
+    return _digest(fitting(data_fingerprint + policy), sources)
+
+
+def fitting(data: str) -> str:
+    """Return a digest of what decides how a model is fitted, whatever is measured and sealed."""
+    package = Path(__file__).parents[1]
+    sources = [
+        package / "usecase.py",
+        *sorted((package / "usecases").glob("*.py")),
+        *(package / "build" / f"{name}.py" for name in DECIDING),
+    ]
+    return _digest(data + json.dumps(libraries(), sort_keys=True), sources)
+
+
+def _digest(begun: str, sources: Iterable[Path]) -> str:
+    digest = hashlib.sha256(begun.encode())
     for source in sources:
         digest.update(hashlib.sha256(source.read_bytes()).digest())
-    digest.update(json.dumps(libraries(), sort_keys=True).encode())
     return digest.hexdigest()
 
 
