@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import Server
 from families import ENSEMBLES, FAMILIES, family
-from test_bundle import rewrite
+from forged import seal_without
 
 from mlops import cli
 from mlops.build.data import prepare, split
@@ -30,7 +30,7 @@ from mlops.improve.ledger import Ledger
 from mlops.loop.explain import card, explain
 from mlops.package import explanation as sealing
 from mlops.package import shapley
-from mlops.package.bundle import EXPLANATION, MANIFEST, Bundle, open_bundle
+from mlops.package.bundle import EXPLANATION, Bundle, open_bundle
 from mlops.package.explainer import Explained, Explainer
 from mlops.package.explanation import explanation_document
 from mlops.package.export import to_onnx
@@ -310,30 +310,10 @@ def test_a_logged_prediction_is_explained_by_the_version_that_made_it(
     assert str(home) not in json.dumps(gone[1])
 
 
-def without_explanation(home: Path, use_case: str) -> None:
-    """Make a champion's bundle one that was sealed before there were explanations."""
-    with Ledger(home / "models" / "state.db") as ledger:
-        hash_ = ledger.champion(use_case).bundle
-    path = home / "models" / "bundles" / hash_
-    manifest = json.loads((path / MANIFEST).read_bytes())
-    del manifest["files"][EXPLANATION]
-    (path / EXPLANATION).unlink()
-    (path / MANIFEST).write_text(json.dumps(manifest))
-    renamed = rewrite(path, "metrics.json", (path / "metrics.json").read_bytes())
-    with contextlib.closing(sqlite3.connect(home / "models" / "state.db")) as state:
-        for table in ("versions", "champions"):
-            columns = [row[1] for row in state.execute(f"PRAGMA table_info({table})")]
-            if "bundle" in columns:
-                state.execute(
-                    f"UPDATE {table} SET bundle = ? WHERE bundle = ?", (renamed.name, hash_)
-                )
-        state.commit()
-
-
 def test_a_bundle_of_before_predicts_on_and_says_what_to_do_about_explanations(
     home: Path, serve: Callable[..., Server]
 ) -> None:
-    without_explanation(home, "housing")
+    seal_without(home, "housing", EXPLANATION)
     server = serve("housing")
     says = (
         "version 1 cannot be explained: it was sealed before there were explanations — "

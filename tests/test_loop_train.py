@@ -372,7 +372,8 @@ def test_what_decides_a_training_imports_nothing_of_build_that_does_not():
             r"from mlops\.build\.(\w+) import", (build / f"{name}.py").read_text()
         )
         assert set(imported) <= set(recipes.DECIDING), name
-    joined = [Path(training.__file__), Path(training.__file__).with_name("quality.py")]
+    loop = Path(training.__file__).parent
+    joined = [loop / f"{name}.py" for name in ("train", "intervals", "quality")]
     used = re.findall(
         r"from mlops\.build\.(\w+) import", "".join(path.read_text() for path in joined)
     )

@@ -22,7 +22,7 @@ from mlops.build.pipeline import ModelInputs, unfitted_pipeline
 from mlops.build.profile import golden_rows, reference_profile, training_order, training_ranges
 from mlops.build.training import Trained, baseline, scores, train_candidate, winner
 from mlops.errors import TrainingError
-from mlops.loop import train
+from mlops.loop.recipe import libraries
 from mlops.package.export import to_onnx
 from mlops.package.model import OnnxModel
 from mlops.package.parity import check_parity
@@ -313,8 +313,8 @@ def test_a_training_without_lightgbm_installed_can_still_state_its_libraries(mon
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", found)
-    assert train._libraries()["lightgbm"] == "not installed"
-    assert train._libraries()["scikit-learn"] == version("scikit-learn")
+    assert libraries()["lightgbm"] == "not installed"
+    assert libraries()["scikit-learn"] == version("scikit-learn")
     assert not any("lightgbm" in line for line in runs.requirements())
 
 

@@ -42,9 +42,10 @@ class Multiplier:
 
 
 class TinyBundle:
-    """What serving needs of a bundle; one that cannot explain itself."""
+    """What serving needs of a bundle; one that cannot explain itself, and has no intervals."""
 
     explainer = None
+    conformal = None
     training: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, use_case: UseCase, factor: float) -> None:
@@ -52,6 +53,7 @@ class TinyBundle:
         self.hash = f"{int(factor):064x}"
         self.model = Multiplier(use_case, factor)
         self.explanation: dict[str, Any] = {}
+        self.intervals: dict[str, Any] = {}
         self.signature = {
             "training_ranges": {name: [-np.inf, np.inf] for name in names},
             "units": dict.fromkeys(names, "units"),

@@ -444,12 +444,16 @@ def predict(
         Path | None, typer.Option("--csv", help="Many rows: a CSV file with the fields as columns")
     ] = None,
     version: Annotated[int | None, typer.Option(help="The champion, unless told")] = None,
+    interval: Annotated[
+        bool, typer.Option("--interval", help="Say, too, between which values the truth may lie")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer rows on the same path as the server: validated, predicted, logged.
 
     Examples: `mlops predict iris sepal_length=5.1 sepal_width=3.5 petal_length=1.4 petal_width=0.2`
-    · `mlops predict housing --csv rows.csv --json`
+    · `mlops predict housing --csv rows.csv --json` ·
+    `mlops predict housing --csv rows.csv --interval`
     """
     from mlops.loop.predict import predict as run
 
@@ -458,7 +462,7 @@ def predict(
             "give either one row or a file", f"see: mlops predict --help, or mlops show {use_case}"
         )
     rows = _read_rows(table) if table else [parse_row(fields or [])]
-    answers = run(use_case, rows, number=version)
+    answers = run(use_case, rows, number=version, intervals=interval)
     result = answers if table else answers[0]
     print_result(result, as_json, lambda: tables.answers(answers, out))
 

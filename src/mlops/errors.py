@@ -56,6 +56,12 @@ class NotExplainedError(MlopsError):
     status = 409
 
 
+class NoIntervalError(MlopsError):
+    """The bundle that made an answer holds nothing that could give it an interval."""
+
+    status = 409
+
+
 class ParityError(MlopsError):
     """The exported graph and the fitted pipeline disagree. Nothing was sealed."""
 

@@ -314,8 +314,14 @@ def answers(result: Sequence[Mapping[str, Any]], console: Console) -> None:
     columns = [name for name in result[0] if name != "warnings"]
     table = table_of(*columns, "warnings")
     for one in result:
-        table.add_row(*(_value(one[name]) for name in columns), "\n".join(one["warnings"]))
+        cells = (_interval(one[c]) if c == "interval" else _value(one[c]) for c in columns)
+        table.add_row(*cells, "\n".join(one["warnings"]))
     console.print(table)
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    more = " or more" if one["capped"] else ""
+    return f"{one['low']:.4f} to {one['high']:.4f}{more} ({one['coverage']:.0%})"
 
 
 WINDOWS = {"minute": "last minute", "hour": "last hour", "day": "last day", "all": "ever"}

@@ -41,6 +41,7 @@ from mlops.deploy.headers import Headers
 from mlops.deploy.inference_protocol import CHARGE, INFER, add_inference_protocol, by_name
 from mlops.deploy.limits import SECURITY_HEADERS, Limits
 from mlops.deploy.named import NAMED, add_named
+from mlops.deploy.query import parameters, with_intervals
 from mlops.deploy.schemas import (
     ErrorAnswer,
     PredictionAnswer,
@@ -49,7 +50,7 @@ from mlops.deploy.schemas import (
     explained_model,
 )
 from mlops.deploy.service import Reply, Respond, Service, reply_of
-from mlops.errors import MlopsError, NotExplainedError
+from mlops.errors import MlopsError, NoIntervalError, NotExplainedError
 
 GUARD: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "An API key is needed, and none that is known came"},
@@ -57,7 +58,10 @@ GUARD: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorAnswer, "description": "Too many requests: wait as Retry-After says"},
 }
 NOT_EXPLAINED: dict[int | str, dict[str, Any]] = {
-    409: {"model": ErrorAnswer, "description": "The version that answers cannot be explained"},
+    409: {
+        "model": ErrorAnswer,
+        "description": "The version that answers holds nothing to do it by",
+    },
 }
 ASSETS = "/docs/assets"
 VARY = {"vary": "accept"}
@@ -212,12 +216,15 @@ class HotRoute:
         return responded
 
     async def reply(self, body: bytes, headers: Headers, query: bytes = b"") -> Reply:
-        def predicted() -> asyncio.Future[Reply]:
-            return reply_of(functools.partial(self.begin, body, headers))
+        async def predicted() -> Reply:
+            return await reply_of(functools.partial(self.begin, body, headers))
+
+        async def answered() -> Reply:
+            return await with_intervals(self.service, query, predicted)
 
         if self.explains and b"explain" in query:
-            return await explained.predict(self.service, body, query, predicted)
-        return await predicted()
+            return await explained.predict(self.service, body, query, answered)
+        return await answered()
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return how many rows it asked for, as far as that came out."""
@@ -288,6 +295,7 @@ def _add_routes(
     examples = {
         name: {"summary": name, "value": value} for name, value in use_case.examples.items()
     }
+    beside = parameters(use_case)
     _add_hot_route(
         app,
         router,
@@ -296,7 +304,7 @@ def _add_routes(
         body=service.reader.request_model,
         answer=answers,
         examples=examples,
-        parameters=[*HEADERS, explained.PARAMETER],
+        parameters=[*HEADERS, explained.PARAMETER, *beside],
         refusals={**REFUSALS, **NOT_EXPLAINED},
     )
     add_post(
@@ -323,6 +331,8 @@ def _add_routes(
                 "value": {"instances": list(use_case.examples.values())},
             }
         },
+        parameters=[*HEADERS, *beside],
+        refusals={**REFUSALS, **NOT_EXPLAINED},
     )
 
     async def health() -> dict[str, Any]:
@@ -351,15 +361,17 @@ def _add_routes(
         of_one = exposition.as_json(scrapes[0]) if len(scrapes) == 1 else None
         return JSONResponse(of_one or exposition.together(scrapes), headers=VARY)
 
-    def prediction(prediction_id: str, explain: bool = False) -> dict[str, Any]:
+    def prediction(
+        prediction_id: str, explain: bool = False, interval: bool = False
+    ) -> dict[str, Any]:
         """Return a logged prediction, and the chain from its version to the data it learnt from.
 
-        `explain=true` adds why that version answered so.
+        `explain=true` adds why that version answered so, `interval=true` how far off it may be.
         """
         for one in speaks_for:
             if found := one.prediction(prediction_id):
                 more = {"explanation": one.explain_logged(prediction_id)} if explain else {}
-                return {**found, **more}
+                return {**found, **more, **(_interval(one, prediction_id) if interval else {})}
         raise HTTPException(404, "no prediction with this id is in the log")
 
     if not everyone[1:]:  # the root of several has no one model to speak of
@@ -408,6 +420,10 @@ def _add_routes(
         },
     )
     app.include_router(router)
+
+
+def _interval(service: Service, prediction_id: str) -> dict[str, Any]:
+    return {"interval": service.intervals_logged([prediction_id])[0]}
 
 
 def _add_hot_route(
@@ -494,7 +510,7 @@ def _add_error_handlers(app: App) -> None:
         headers = {"retry-after": problems.RETRY_AFTER_SECONDS}
         return JSONResponse({"detail": detail}, 503, headers)
 
-    async def not_explained(_: Request, error: NotExplainedError) -> JSONResponse:
+    async def not_sealed(_: Request, error: MlopsError) -> JSONResponse:
         return JSONResponse({"detail": problems.from_error(error)}, error.status)
 
     async def internal_error(request: Request, _: Exception) -> Response:
@@ -507,7 +523,8 @@ def _add_error_handlers(app: App) -> None:
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid_request)  # type: ignore[arg-type]
     app.add_exception_handler(MlopsError, unavailable)  # type: ignore[arg-type]
-    app.add_exception_handler(NotExplainedError, not_explained)  # type: ignore[arg-type]
+    app.add_exception_handler(NotExplainedError, not_sealed)  # type: ignore[arg-type]
+    app.add_exception_handler(NoIntervalError, not_sealed)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, internal_error)
 
 

@@ -11,16 +11,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
 
 from mlops.deploy import problems
+from mlops.deploy.query import flag, refusal
 from mlops.deploy.service import Reply, Service
 
 log = logging.getLogger("uvicorn.error")
 
-CHOICES = {"true": True, "1": True, "false": False, "0": False}
 PARAMETER = {
     "name": "explain",
     "in": "query",
@@ -42,10 +41,9 @@ async def predict(
     A version that cannot be explained is refused before anything is predicted.
     """
     try:
-        wanted = _wanted(query)
+        wanted = flag(query, "explain")
     except ValueError as error:
-        detail = problems.problem("bool_parsing", str(error), ("query", "explain"))
-        return Reply(422, problems.as_json(detail))
+        return refusal("explain", error)
     if not wanted:
         return await predicted()
     champion = service.champion
@@ -71,11 +69,3 @@ async def _answered(service: Service, body: bytes, explained: Callable[[], Any])
         if status == 500:
             log.error("a defect met an explanation", exc_info=error)
         return Reply(status, problems.as_json(detail))
-
-
-def _wanted(query: bytes) -> bool:
-    """Whether a query string asks for an explanation. Raises `ValueError` if it cannot be told."""
-    given = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("explain", ["false"])
-    if len(given) > 1 or given[0].lower() not in CHOICES:
-        raise ValueError(f"explain must be true or false, got {', '.join(given)[:50]!r}")
-    return CHOICES[given[0].lower()]

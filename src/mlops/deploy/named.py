@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from mlops.deploy.documented import HEADERS, REFUSALS, add_post
 from mlops.deploy.inference_protocol import CHARGE
+from mlops.deploy.query import parameters, with_intervals
 from mlops.deploy.schemas import ErrorAnswer
 from mlops.deploy.service import Reply, Service, reply_of
 
@@ -25,6 +26,7 @@ NAMED = re.compile(r"(?:/([^/]+))?/models/[^/]+/predict(?:/batch)?")
 """The paths of these routes; the group is the use case, if it stands there."""
 UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "No such model answers; those that do are named"},
+    409: {"model": ErrorAnswer, "description": "That version has no intervals"},
 }
 PARAMETER = {
     "name": "name",
@@ -52,7 +54,11 @@ def add_named(
             if model is None and models:
                 raise HTTPException(404, _unknown(service, models))
             arrived, headers, path = time.perf_counter(), request.headers.raw, request.url.path
-            reply = await reply_of(lambda respond: handler(body, headers, path, respond, model))
+
+            async def predicted() -> Reply:
+                return await reply_of(lambda respond: handler(body, headers, path, respond, model))
+
+            reply = await with_intervals(service, request.scope["query_string"], predicted, model)
             service.observe(reply, time.perf_counter() - arrived)
             request.scope[CHARGE](reply.rows)
             return reply
@@ -60,6 +66,7 @@ def add_named(
         return answered
 
     title = service.use_case.title
+    asked_by: list[dict[str, Any]] = [PARAMETER, *HEADERS, *parameters(service.use_case)]
     add_post(
         router,
         "/models/{name}/predict",
@@ -68,7 +75,7 @@ def add_named(
         body=service.reader.request_model,
         answer=answer,
         examples=examples,
-        parameters=[PARAMETER, *HEADERS],
+        parameters=asked_by,
         refusals={**REFUSALS, **UNKNOWN},
     )
     add_post(
@@ -84,7 +91,7 @@ def add_named(
                 "value": {"instances": list(service.use_case.examples.values())},
             }
         },
-        parameters=[PARAMETER, *HEADERS],
+        parameters=asked_by,
         refusals={**REFUSALS, **UNKNOWN},
     )
 

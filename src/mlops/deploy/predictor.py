@@ -62,6 +62,23 @@ class Explainer(Protocol):
     def explain(self, rows: np.ndarray) -> Explained: ...
 
 
+class Bounds(Protocol):
+    """Intervals of n answers: see `package.intervals.Bounds`."""
+
+    @property
+    def low(self) -> np.ndarray: ...
+    @property
+    def high(self) -> np.ndarray: ...
+    @property
+    def capped(self) -> np.ndarray: ...
+
+
+class Conformal(Protocol):
+    coverage: float
+
+    def of(self, rows: np.ndarray, prediction: np.ndarray) -> Bounds: ...
+
+
 class OpenBundle(Protocol):
     """What serving needs of an opened bundle."""
 
@@ -81,6 +98,10 @@ class OpenBundle(Protocol):
     def explanation(self) -> dict[str, Any]: ...
     @property
     def explainer(self) -> Explainer | None: ...
+    @property
+    def intervals(self) -> dict[str, Any]: ...
+    @property
+    def conformal(self) -> Conformal | None: ...
 
 
 class NotFiniteError(MlopsError):

@@ -62,6 +62,11 @@ def answer_model(use_case: UseCase) -> type[BaseModel]:
         Explanation | None,
         Field(default=None, description="With `explain=true`: why this is the answer"),
     )
+    if not use_case.is_classification:
+        fields["interval"] = (
+            Interval | None,
+            Field(default=None, description="With `interval=true`: between what the truth may lie"),
+        )
     return create_model(f"{_camel(use_case.name)}Answer", **fields)
 
 
@@ -129,6 +134,18 @@ class Explanation(BaseModel):
     bundle: str
 
 
+class Interval(BaseModel):
+    """A prediction interval: the truth lies within it in `coverage` of cases like those learnt."""
+
+    low: float
+    high: float
+    coverage: float
+    capped: bool = Field(
+        description="`high` is the value at which training targets were cut off, so that the truth "
+        "may be beyond"
+    )
+
+
 class LineageAnswer(BaseModel):
     """From a version back to its data. Null is what is not known here any more."""
 
@@ -158,6 +175,9 @@ class PredictionAnswer(BaseModel):
     lineage: LineageAnswer
     explanation: Explanation | None = Field(
         default=None, description="With `explain=true`: why this was the answer"
+    )
+    interval: Interval | None = Field(
+        default=None, description="With `interval=true`: between what the truth may lie"
     )
 
 

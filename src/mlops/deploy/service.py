@@ -19,6 +19,7 @@ from mlops.deploy.explanation import answered, explain
 from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.headers import Headers, sender
+from mlops.deploy.interval import intervals
 from mlops.deploy.lineup import Lineup, OnFailure
 from mlops.deploy.predictor import Champion, OpenBundle, answer
 from mlops.deploy.reader import Reader, Rows
@@ -265,16 +266,29 @@ class Service:
         row = self._log.find(prediction_id) if self._log else None
         if row is None:
             raise LogUnavailableError("the prediction is not in the log any more")
-        opened = {model.bundle.hash: model.bundle for model in self.models().values()}
-        if row.bundle in opened:
-            bundle = opened[row.bundle]
-        elif self.open:
-            bundle = self.open(row.bundle)
-        else:
-            raise NotExplainedError(f"the bundle of version {row.model_version} is not here")
         inputs = orjson.loads(row.inputs)
         fields = [inputs[name] for name in self.use_case.fields]
-        return explain(self.use_case, row.model_version, bundle, fields)
+        return explain(self.use_case, row.model_version, self._bundle_of(row), fields)
+
+    def intervals_logged(self, prediction_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the intervals of logged predictions, by the bundle of the version that made each.
+
+        Raises `NoIntervalError` if that has none.
+        """
+        found = self._log.find_all(prediction_ids) if self._log else {}
+        if len(found) < len(set(prediction_ids)):
+            raise LogUnavailableError("the prediction is not in the log any more")
+        rows = [found[one] for one in prediction_ids]
+        return intervals(self.use_case, rows, self._bundle_of)
+
+    def _bundle_of(self, row: Prediction) -> OpenBundle:
+        """Return the bundle that made a logged prediction. Raises `NotExplainedError` if gone."""
+        for model in self.models().values():
+            if model.bundle.hash == row.bundle:
+                return model.bundle
+        if self.open is None:
+            raise NotExplainedError(f"the bundle of version {row.model_version} is not here")
+        return self.open(row.bundle)
 
     def problem_of(self, error: BaseException, body: bytes) -> tuple[int, list[dict[str, Any]]]:
         """Return status and detail of an answer that tells a client what is wrong."""

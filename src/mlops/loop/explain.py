@@ -68,9 +68,8 @@ def card(
     settings = settings or read_settings()
     version = _version(name, number, settings)
     bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
-    documents = {
-        part: getattr(bundle, part) for part in ("signature", "metrics", "training", "explanation")
-    }
+    parts = ("signature", "metrics", "training", "explanation", "intervals")
+    documents = {part: getattr(bundle, part) for part in parts}
     text = model_card(find(name), documents, bundle.provenance, name=f"version {version.version}")
     if to is not None:
         from mlops.build.data import write_whole

@@ -9,8 +9,9 @@ from typing import Any
 
 import orjson
 
-from mlops.deploy.service import Service, reply_of
-from mlops.errors import LogUnavailableError, MlopsError, NotTrainedError
+from mlops.deploy.query import with_intervals
+from mlops.deploy.service import Reply, Service, reply_of
+from mlops.errors import LogUnavailableError, MlopsError, NoIntervalError, NotTrainedError
 from mlops.improve.ledger import Ledger
 from mlops.loop.follow import open_champion
 from mlops.loop.serve import open_log
@@ -31,12 +32,14 @@ def predict(
     rows: list[Mapping[str, Any]],
     *,
     number: int | None = None,
+    intervals: bool = False,
     settings: Settings | None = None,
 ) -> list[dict[str, Any]]:
     """Answer rows of request fields with the champion (or version `number`), and log them.
 
-    The answers are those that `POST /predict/batch` gives: all of them, or an error that names
-    row, field, value and limit, and then nothing is logged but the refusal.
+    The answers are those that `POST /predict/batch` gives, with `intervals` as it does with
+    `interval=true`: all of them, or an error that names row, field, value and limit, and then
+    nothing is logged but the refusal. Raises `NoIntervalError` for a version that has none.
     """
     settings = settings or read_settings()
     use_case = find(name)
@@ -53,9 +56,13 @@ def predict(
             stack.push_async_callback(service.stop)
             service.swap(champion)
             body = orjson.dumps({"instances": rows})
-            return await reply_of(
-                lambda respond: service.predict_batch(body, [CLIENT], "mlops predict", respond)
-            )
+
+            async def predicted() -> Reply:
+                return await reply_of(
+                    lambda respond: service.predict_batch(body, [CLIENT], "mlops predict", respond)
+                )
+
+            return await with_intervals(service, b"interval=true" if intervals else b"", predicted)
 
     reply = asyncio.run(answer())
     content = orjson.loads(reply.body)
@@ -63,6 +70,8 @@ def predict(
         found = "; ".join(_where(item["loc"]) + item["msg"] for item in content["detail"])
         if reply.status == LogUnavailableError.status:
             raise LogUnavailableError(found)
+        if reply.status == NoIntervalError.status:
+            raise NoIntervalError(found)
         raise InvalidRequestError(found, f"see the fields with: mlops show {name}")
     answers: list[dict[str, Any]] = content["predictions"]
     return answers

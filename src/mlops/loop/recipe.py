@@ -17,7 +17,7 @@ from mlops.package.bundle import open_bundle
 from mlops.settings import Settings
 from mlops.usecase import UseCase
 
-DECIDING = ("data", "growth", "pipeline", "profile", "risk", "training")
+DECIDING = ("conformal", "data", "growth", "pipeline", "profile", "risk", "training")
 """Modules of `build` by which a model becomes what it is."""
 MEASURING = ("estimate", "performance", "quality")
 """Modules of `monitor` by which the quality is measured that is sealed."""
@@ -82,6 +82,7 @@ def recipe(data_fingerprint: str, policy: str = "") -> str:
     sources = [
         Path(__file__),
         Path(__file__).with_name("train.py"),
+        Path(__file__).with_name("intervals.py"),
         Path(__file__).with_name("quality.py"),
         *(package / "monitor" / f"{name}.py" for name in MEASURING),
         *sorted(set((package / "package").glob("*.py")) - {package / "package" / "card.py"}),

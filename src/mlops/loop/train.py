@@ -19,6 +19,7 @@ from mlops.errors import UsageError
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
 from mlops.loop.finished import Done, Finished
+from mlops.loop.intervals import intervals_to_seal
 from mlops.loop.products import introduce, numbered
 from mlops.loop.quality import quality_to_seal
 from mlops.loop.recipe import libraries, recipe
@@ -33,6 +34,7 @@ from mlops.package.bundle import golden_answers, seal
 from mlops.package.card import model_card
 from mlops.package.explanation import explanation_document
 from mlops.package.export import to_onnx
+from mlops.package.intervals import conformal_of
 from mlops.package.model import OnnxModel, Output
 from mlops.package.parity import Parity, check_parity
 from mlops.settings import Settings, read_settings
@@ -355,6 +357,9 @@ def _seal(
     )
     output = model.run(rows)
     golden = rows[golden_rows(rows, output.inputs, output.prediction)]
+    intervals, interval_model = intervals_to_seal(use_case, parts, one, model)
+    conformal, answered = conformal_of(intervals, interval_model), model.run(golden)
+    bounds = conformal.of(golden, answered.prediction) if conformal else None
     names = [*use_case.fields, *use_case.input_names]
     values = np.hstack([rows, output.inputs])
     pickled = io.BytesIO()
@@ -362,7 +367,7 @@ def _seal(
     documents = {
         "signature": signature(use_case, rows, training_ranges(names, values), one.pipeline),
         "reference": _reference(use_case, names, rows, output),
-        "golden": {"fields": golden.tolist(), **golden_answers(model.run(golden))},
+        "golden": {"fields": golden.tolist(), **golden_answers(answered, bounds)},
         "metrics": {
             "deciding": use_case.metric,
             "scores": one.metrics,
@@ -374,6 +379,7 @@ def _seal(
         "explanation": explanation_document(
             one.pipeline, model, rows, parts.X_test.to_numpy(dtype=float)
         ),
+        "intervals": intervals,
     }
     provenance = {
         "sealed_utc": clock.stamp(),
@@ -390,6 +396,7 @@ def _seal(
         documents=documents,
         pipeline=pickled.getvalue(),
         provenance=provenance,
+        interval_model=interval_model,
         card=model_card(use_case, documents, provenance),
         key=settings.signing_key,
     )

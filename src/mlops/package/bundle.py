@@ -9,6 +9,8 @@
       metrics.json      scores in cross-validation and on the test rows, beside the baseline's
       training.json     data fingerprint, candidate, parameters, seed, library versions
       explanation.json  what explains its answers, and global importance; older bundles have none
+      intervals.json    how prediction intervals are made, and their coverage; older ones have none
+      interval.onnx     fields, prediction -> expected size of the error; of regressions only
       provenance.json   time, commit and user: true of this sealing, so outside the hash
       manifest.sig      HMAC-SHA256 of manifest.json, if a signing key was given; outside the hash
       pipeline.joblib   the fitted scikit-learn pipeline, for people; its digest is in provenance
@@ -43,6 +45,7 @@ import numpy as np
 
 from mlops.errors import BundleError
 from mlops.package.explainer import Explainer, explainer_of
+from mlops.package.intervals import Bounds, Conformal, conformal_of
 from mlops.package.model import OnnxModel, Output
 
 FORMAT = 1
@@ -53,6 +56,8 @@ PROVENANCE = "provenance.json"
 PIPELINE = "pipeline.joblib"
 DOCUMENTS = ("signature.json", "reference.json", "golden.json", "metrics.json", "training.json")
 EXPLANATION = "explanation.json"
+INTERVALS = "intervals.json"
+INTERVAL_MODEL = "interval.onnx"
 CARD = "model_card.md"
 UNFINISHED = ".unfinished-"
 LARGEST_NOTE = 1 << 20
@@ -76,6 +81,9 @@ class Bundle:
     explanation: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Empty in a bundle that was sealed before there were explanations."""
     explainer: Explainer | None = None
+    intervals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Empty in a bundle that was sealed before there were prediction intervals."""
+    conformal: Conformal | None = None
 
 
 def seal(
@@ -85,21 +93,25 @@ def seal(
     documents: Mapping[str, Any],
     pipeline: bytes,
     provenance: Mapping[str, Any],
+    interval_model: bytes | None = None,
     card: str = "",
     key: bytes | None = None,
 ) -> str:
     """Write a bundle into `folder`, signed with `key` if there is one, and return its hash.
 
     `documents` has one JSON value for each of `signature`, `reference`, `golden`, `metrics` and
-    `training`, and perhaps for `explanation`; `card` is Markdown for people. A bundle with the
-    same content is kept if it is sound, and replaced if it is not. Raises `OSError` when it cannot
-    be written; nothing half-written stays.
+    `training`, and perhaps for `explanation` and `intervals`, which may take `interval_model`;
+    `card` is Markdown for people. A bundle with the same content is kept if it is sound, and
+    replaced if it is not. Raises `OSError` when it cannot be written; nothing half-written stays.
     """
     files = {MODEL: model}
     for name in DOCUMENTS:
         files[name] = _json_bytes(documents[name.removesuffix(".json")])
-    if "explanation" in documents:
-        files[EXPLANATION] = _json_bytes(documents["explanation"])
+    for name in (EXPLANATION, INTERVALS):
+        if name.removesuffix(".json") in documents:
+            files[name] = _json_bytes(documents[name.removesuffix(".json")])
+    if interval_model is not None:
+        files[INTERVAL_MODEL] = interval_model
     manifest = _json_bytes(
         {
             "format": FORMAT,
@@ -140,15 +152,20 @@ def open_bundle(path: Path, *, key: bytes | None = None) -> Bundle:
         name.removesuffix(".json"): _parse_object(path, name, contents[name]) for name in DOCUMENTS
     }
     model = OnnxModel(contents[MODEL])
-    explanation = (
-        _parse_object(path, EXPLANATION, contents[EXPLANATION]) if EXPLANATION in contents else {}
+    explanation, intervals = (
+        _parse_object(path, name, contents[name]) if name in contents else {}
+        for name in (EXPLANATION, INTERVALS)
     )
+    if intervals.get("method", "none") != "none" and INTERVAL_MODEL not in contents:
+        raise _broken(path, f"lacks {INTERVAL_MODEL}")
     bundle = Bundle(
         path=path,
         hash=path.name,
         model=model,
         explanation=explanation,
         explainer=explainer_of(explanation, model),
+        intervals=intervals,
+        conformal=conformal_of(intervals, contents.get(INTERVAL_MODEL)),
         provenance=_parse_object(path, PROVENANCE, _read_file(path, PROVENANCE, LARGEST_NOTE)),
         **documents,
     )
@@ -202,19 +219,23 @@ def golden_difference(bundle: Bundle) -> float:
 
     It is NaN if any answer is.
     """
-    output = bundle.model.run(np.array(bundle.golden["fields"], dtype=float))
+    rows = np.array(bundle.golden["fields"], dtype=float)
+    output = bundle.model.run(rows)
+    bounds = bundle.conformal.of(rows, output.prediction) if bundle.conformal else None
     differences = [
         np.abs(np.array(found, dtype=float) - np.array(bundle.golden[name])).ravel()
-        for name, found in golden_answers(output).items()
+        for name, found in golden_answers(output, bounds).items()
     ]
     return float(np.max(np.concatenate(differences)))
 
 
-def golden_answers(output: Output) -> dict[str, list[Any]]:
-    """Return what golden rows seal of an output: the prediction, and probabilities if any."""
+def golden_answers(output: Output, bounds: Bounds | None = None) -> dict[str, list[Any]]:
+    """Return what golden rows seal: the prediction, and probabilities or an interval if any."""
     answers = {"prediction": output.prediction.tolist()}
     if output.probabilities is not None:
         answers["probabilities"] = output.probabilities.tolist()
+    if bounds is not None:
+        answers |= {"low": bounds.low.tolist(), "high": bounds.high.tolist()}
     return answers
 
 

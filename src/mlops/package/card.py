@@ -30,6 +30,7 @@ def model_card(
         "Intended use": _use(use_case, signature),
         "Factors": _factors(signature),
         "Metrics": _metrics(use_case, made, metrics),
+        "How far off it may be": _intervals(use_case, documents.get("intervals", {})),
         "Evaluation and training data": _data(made, provenance),
         "What it goes by": _importance(signature, documents.get("explanation", {})),
         "Ethical considerations": [
@@ -115,6 +116,33 @@ def _metrics(use_case: UseCase, made: Mapping[str, Any], metrics: Mapping[str, A
             ),
         ),
     ]
+
+
+def _intervals(use_case: UseCase, intervals: Mapping[str, Any]) -> list[str]:
+    measured, cap = intervals.get("measured"), intervals.get("cap")
+    if not measured:
+        return [f"No intervals: {intervals.get('why', 'sealed before there were any')}."]
+    coverage, rows = intervals["coverage"], intervals["rows"]
+    lines = [
+        f"With `interval=true` an answer says where the truth lies in {coverage:.0%} of cases like",
+        f"those of training, as learnt from {rows:,} rows, each answered by a model that had not",
+        f"seen it. Of {measured['rows']:,} held-out rows {measured['coverage']:.1%} lie in their",
+        f"interval; the median width is {measured['median_width']:.4g} × {use_case.target.unit}.",
+    ]
+    covered = [
+        (f"{name}: {band}", f"{one['rows']:,}", f"{one['coverage']:.1%}")
+        for name, bands in measured["bands"].items()
+        for band, one in bands.items()
+    ]
+    if cap:
+        lines.append(
+            f"{cap['rows']:,} training rows ({cap['rows'] / rows:.1%}) have the greatest target, "
+            f"{cap['at']:.7g}: where an interval ends there, the truth may be more."
+        )
+        if at := measured["cap"]:
+            covered.append((f"target {cap['at']:.7g}", f"{at['rows']:,}", f"{at['coverage']:.1%}"))
+    table = _table(("held-out rows", "how many", "within their interval"), covered)
+    return [*lines, "", *table] if covered else lines
 
 
 def _data(made: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import { get, getOr, root } from "./api.js";
 import { placed, strip } from "./charts.js";
 import { absent, amount, badge, h, panel, table, when, words } from "./dom.js";
 import { explanation } from "./explanation.js";
+import { interval } from "./interval.js";
 
 function chain(row) {
   const lineage = row.lineage || {};
@@ -38,6 +39,7 @@ export async function prediction(main, one) {
   main.append(
     h("div", { class: "sides" }, h("section", { class: "panel answer", "aria-label": "Answer" },
       h("p", { class: "big" }, amount(row.prediction, unit)),
+      await interval(one, schema, row.prediction_id),
       h("p", { class: "faint" }, `${words(schema.target.name)}, version ${row.model_version}, ${when(row.timestamp)}`),
       h("p", { class: "faint mono" }, row.prediction_id),
       probabilities(row.probabilities), warnings(row.warnings)),

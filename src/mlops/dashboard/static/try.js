@@ -4,6 +4,7 @@ import { get, post, Trouble } from "./api.js";
 import { percentile, placed, strip } from "./charts.js";
 import { absent, amount, h, number, panel, say, words } from "./dom.js";
 import { explanation } from "./explanation.js";
+import { interval } from "./interval.js";
 import { probabilities, warnings } from "./prediction.js";
 
 /** Values at the quantiles of training: whole where nearly all are, else to four digits. */
@@ -97,7 +98,7 @@ async function shownAnswer(one, schema, inputs, answer) {
   const value = regression ? answer[schema.target.name] : answer.predicted_label;
   const parts = [h("p", { class: "big" }, amount(value, regression ? schema.target.unit : "")),
     h("p", { class: "faint" }, `${words(schema.target.name)}, version ${answer.model_version}`),
-    probabilities(answer.probabilities)];
+    await interval(one, schema, answer.prediction_id), probabilities(answer.probabilities)];
   if (regression && schema.prediction.quantiles) {
     const shape = strip(schema.prediction.quantiles, "Answers to the training rows");
     shape.set(value);
