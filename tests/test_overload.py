@@ -185,11 +185,11 @@ class Queue:
 
     def __init__(self, most: int) -> None:
         self.now = 0.0
-        self.room = Room(most, clock=lambda: self.now)
+        self.room = Room(most)
 
     def answer(self, seconds: float, waiting: int) -> None:
         self.now += seconds
-        self.room.answered(self.now - seconds, waiting)
+        self.room.answered(self.now - seconds, self.now, waiting)
 
 
 def test_as_many_may_wait_as_are_answered_in_time() -> None:
@@ -207,7 +207,7 @@ def test_those_who_waited_together_cut_the_room_once() -> None:
     queue = Queue(1_000)
     queue.now = 1.0
     for _ in range(500):
-        queue.room.answered(0.5, 500)
+        queue.room.answered(0.5, queue.now, 500)
     assert queue.room.size == pytest.approx(200)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -105,9 +106,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths = []
     begin = protocol._Exchange.begin
 
-    def noted(self: protocol._Exchange) -> None:
+    def noted(self: protocol._Exchange, body: bytes) -> None:
         paths.append(self.route.path)
-        begin(self)
+        begin(self, body)
 
     monkeypatch.setattr(protocol._Exchange, "begin", noted)
     return paths
@@ -268,6 +269,109 @@ def test_a_request_may_arrive_byte_by_byte_and_another_after_it() -> None:
         assert len(server.log.rows) == 3
 
     running(ask)
+
+
+def heads_read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return a list that will hold the path of each head that is read."""
+    read_heads = []
+    complete = protocol.Protocol.on_headers_complete
+
+    def noted(self: protocol.Protocol) -> None:
+        read_heads.append(self.url)
+        complete(self)
+
+    monkeypatch.setattr(protocol.Protocol, "on_headers_complete", noted)
+    return read_heads
+
+
+def test_a_head_that_comes_again_is_not_read_again_and_any_other_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heads = heads_read(monkeypatch)
+    other = json.dumps(IRIS.examples["virginica"]).encode()
+    assert len(other) == len(BODY)
+    named = post(BODY, "X-Client-ID: 1")
+    get = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
+    sent = [
+        post(),
+        post(other),
+        post(b"{}"),
+        post(b"[]"),
+        named,
+        named,
+        post(),
+        get,
+        post(),
+        post(),
+    ]
+
+    async def ask(server: Server) -> None:
+        reader, writer = await server.connect()
+        statuses = []
+        for request_ in sent:
+            writer.write(request_)
+            statuses.append((await read(reader))[0])
+        writer.close()
+        assert statuses == [200, 200, 422, 422, 200, 200, 200, 200, 200, 200]
+        asked = [json.loads(row.inputs) for row in server.log.rows]
+        assert asked[:2] == [IRIS.examples["setosa"], IRIS.examples["virginica"]]
+        one = server.log.rows[2].client
+        assert one is not None
+        assert [row.client for row in server.log.rows] == [None, None, one, one, None, None, None]
+
+    running(ask)
+    # Not those of the second of each pair; after a GET nothing is known any more.
+    assert heads == [b"/predict"] * 4 + [b"/health/live", b"/predict"]
+
+
+def test_a_head_is_not_known_again_once_it_would_be_answered_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heads = heads_read(monkeypatch)
+
+    async def ask(server: Server) -> None:
+        reader, writer = await server.connect()
+        writer.write(post() + post())  # the second begins while the first waits
+        assert [(await read(reader))[0] for _ in range(2)] == [200, 200]
+        writer.write(post()[:-1])
+        await asyncio.sleep(0.01)
+        writer.write(post()[-1:])  # in two pieces
+        assert (await read(reader))[0] == 200
+        assert len(heads) == 3
+        for _ in range(2):
+            writer.write(post())
+            assert (await read(reader))[0] == 200
+        assert len(heads) == 4
+        server.app.access.take(KEYS)
+        writer.write(post())
+        assert (await read(reader))[0] == 401, "keys hold from the next request on"
+        writer.close()
+        assert len(heads) == 4
+
+    running(ask, proxy_headers=False)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_on_one_connection_are_answered_as_by_the_servers_own_way(seed: int) -> None:
+    closing = {"too large", "which closes", "of HTTP/1.0", "with two lengths", "with an upgrade"}
+    chosen = random.Random(seed)
+    kept = [request_ for name, request_ in REQUESTS.items() if name not in closing]
+    sent = [one for _ in range(20) for one in [chosen.choice(kept)] * chosen.randint(1, 3)]
+    cuts = [chosen.choice([0, 0, 0, chosen.randrange(len(one))]) for one in sent]
+
+    async def ask(server: Server) -> Any:
+        reader, writer = await server.connect()
+        answers = []
+        for request_, cut in zip(sent, cuts, strict=True):
+            for part in filter(None, (request_[:cut], request_[cut:])):
+                writer.write(part)
+                await asyncio.sleep(0.001)
+            status, headers, body = await read(reader)
+            answers.append((status, headers.get("connection"), b"prediction_id" in body))
+        writer.close()
+        return answers, [row.inputs for row in server.log.rows]
+
+    assert running(ask) == running(ask, http=lambda app: limited(LIMITS))
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:

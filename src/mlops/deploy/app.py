@@ -191,33 +191,31 @@ class HotRoute:
         self.service.count(refused.status)
         return client, _refusal(refused, self.path)
 
-    def begin(self, body: bytes, headers: Headers, respond: Respond) -> None:
-        """Answer a request by calling `respond` once, now or later. Raises nothing."""
-        if len(body) > self.app.limits.body:
-            self.refuse_size(body, headers, respond)
+    def begin(self, body: bytes, size: int, headers: Headers, respond: Respond) -> None:
+        """Answer a request by calling `respond` once, now or later. Raises nothing.
+
+        Whoever calls it tells `service.observe` of the answer. Of a body of too large a `size`
+        only the start need be there.
+        """
+        largest = self.app.limits.body
+        if size <= largest:
+            self.handler(body, headers, self.path, respond)
         else:
-            self.handler(body, headers, self.path, self._observed(respond))
-
-    def refuse_size(self, start: bytes, headers: Headers, respond: Respond) -> None:
-        """Refuse a body that is too large, of which only the start need be kept."""
-        observed = self._observed(respond)
-        self.service.refuse(
-            413, _too_large(self.app.limits.body), start, headers, self.path, observed
-        )
-
-    def _observed(self, respond: Respond) -> Respond:
-        """Return a `respond` that has the answer counted once it is out, with the time it took."""
-        arrived = time.perf_counter()
-
-        def responded(reply: Reply) -> None:
-            respond(reply)
-            self.service.observe(reply, time.perf_counter() - arrived)
-
-        return responded
+            detail = _too_large(largest)
+            self.service.refuse(413, detail, body, headers, self.path, respond)
 
     async def reply(self, body: bytes, headers: Headers, query: bytes = b"") -> Reply:
+        def begin(respond: Respond) -> None:
+            arrived = time.perf_counter()
+
+            def observed(reply: Reply) -> None:
+                respond(reply)
+                self.service.observe(reply, time.perf_counter() - arrived)
+
+            self.begin(body, len(body), headers, observed)
+
         async def predicted() -> Reply:
-            return await reply_of(functools.partial(self.begin, body, headers))
+            return await reply_of(begin)
 
         async def answered() -> Reply:
             return await with_intervals(self.service, query, predicted)

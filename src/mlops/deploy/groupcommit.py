@@ -22,10 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
-from mlops.deploy.lineup import Lineup, OnFailure
-from mlops.deploy.predictor import Champion
+from mlops.deploy.lineup import Lineup, OnFailure, Request
 from mlops.deploy.syncing import Syncing
 from mlops.errors import IdempotencyConflictError, LogBusyError, MlopsError, NotTrainedError
 from mlops.records import Failure, Prediction, Submission, Timing
@@ -39,7 +36,6 @@ MOST_TIMINGS = 100_000
 """What is kept, at most, of answers that went out while the log could not be written."""
 
 Logged = tuple[Prediction, ...]
-Finish = Callable[[Logged | BaseException], None]
 Results = Sequence[Logged | BaseException]
 Predicted = Sequence[Submission | Exception]
 
@@ -61,18 +57,9 @@ class Log(Protocol):
     def follow(self) -> bool: ...
 
 
-class _Waiting(NamedTuple):
-    rows: Sequence[Sequence[float]] | np.ndarray
-    inputs: Sequence[str]
-    key: str | None
-    client: str | None
-    finish: Finish
-    model: Champion | None
-
-
 class _Group(NamedTuple):
     lineup: Lineup | None
-    waiting: list[_Waiting]
+    waiting: list[Request]
     failures: list[Failure]
     recorded: list[Callable[[bool], None]]
     timings: list[Timing]
@@ -109,24 +96,15 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict-and-log")
         self._disk = Syncing(log)
 
-    def predict(
-        self,
-        rows: Sequence[Sequence[float]] | np.ndarray,
-        inputs: Sequence[str],
-        key: str | None,
-        client: str | None,
-        finish: Finish,
-        model: Champion | None = None,
-    ) -> None:
-        """Predict rows and log them, all or none, and call `finish` with the logged predictions.
+    def predict(self, request: Request) -> None:
+        """Predict its rows and log them, all or none, then let it finish.
 
-        `model` answers; if None, whoever is champion when the group starts.
-
-        It is called with the error instead, if there is one: `NotTrainedError`,
-        `LogUnavailableError`, `IdempotencyConflictError`, or whatever a broken model raised.
+        It finishes with an error, if there is one: `NotTrainedError`, `LogUnavailableError`,
+        `IdempotencyConflictError`, or whatever a broken model raised.
         """
-        self._next.waiting.append(_Waiting(rows, inputs, key, client, finish, model))
-        self._schedule()
+        self._next.waiting.append(request)
+        if not self._committing:  # asked here too: most of those who wait need nothing more
+            self._schedule()
 
     def rows_waiting(self) -> int:
         """Return how many rows the next group has."""

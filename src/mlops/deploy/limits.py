@@ -17,8 +17,6 @@ import asyncio
 import dataclasses
 import http
 import math
-import time
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -80,16 +78,17 @@ class Room:
     can be answered in time, on a fast machine and on a slow one.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, most: int) -> None:
         self.most = most
         self.least = min(LEAST_WAITING, most)
         self.size = float(most)
-        self._clock = clock
         self._cut = -math.inf
 
-    def answered(self, arrived: float, waiting: int) -> None:
-        """Learn from an answer: when its request arrived, and how many wait, itself included."""
-        now = self._clock()
+    def answered(self, arrived: float, now: float, waiting: int) -> None:
+        """Learn from an answer: when its request arrived, and how many wait, itself included.
+
+        In seconds of one clock, whichever it is.
+        """
         waited = now - arrived
         if waited <= SECONDS_TO_WAIT:
             if self.size < self.most:

@@ -14,14 +14,14 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from mlops.deploy.predictor import Champion, NotFiniteError
 from mlops.deploy.split import arm_of
-from mlops.records import Prediction, Submission
+from mlops.records import Prediction, Submission, one_each, quickly
 
 OnFailure = Callable[[int, BaseException, int], None]
 """Told of a run of a model that failed: its version, the error, and how many rows it was over."""
@@ -32,22 +32,22 @@ class _Seen(NamedTuple):
     runs: Counter[int]
 
 
-class Request(Protocol):
+class Request(NamedTuple):
     """What is asked: rows of field values, (n, fields), each also as JSON text.
 
-    `model` is the one that is to answer; None for the champion of the moment.
+    `model` is the one that is to answer; None for the champion of the moment. `finish` is called
+    with the logged rows, or with the error instead.
     """
 
-    @property
-    def rows(self) -> Sequence[Sequence[float]] | np.ndarray: ...
-    @property
-    def inputs(self) -> Sequence[str]: ...
-    @property
-    def key(self) -> str | None: ...
-    @property
-    def client(self) -> str | None: ...
-    @property
-    def model(self) -> Champion | None: ...
+    rows: Sequence[Sequence[float]] | np.ndarray
+    inputs: Sequence[str]
+    key: str | None
+    client: str | None
+    model: Champion | None
+    finish: Callable[[tuple[Prediction, ...] | BaseException], None]
+
+
+as_request = quickly(Request)
 
 
 class Split(NamedTuple):
@@ -156,21 +156,24 @@ class Lineup:
 
 
 def _submissions(model: Champion, requests: Sequence[Request]) -> list[Submission]:
+    each, inputs, _, clients, *_ = zip(*requests, strict=True)
+    texts = list(itertools.chain.from_iterable(inputs))
     rows: Any  # a matrix, if one is there already
-    if any(isinstance(one.rows, np.ndarray) for one in requests):
-        rows = np.concatenate([one.rows for one in requests])
+    if np.ndarray in map(type, each):
+        rows = np.concatenate(each)
     else:
-        rows = [row for one in requests for row in one.rows]
-    predictions = model.predict(
-        rows,
-        [text for one in requests for text in one.inputs],
-        [client for one in requests for client in itertools.repeat(one.client, len(one.rows))],
-    )
-    return _divide(predictions, requests)
+        rows = list(itertools.chain.from_iterable(each))
+    if len(texts) > len(requests):
+        clients = tuple(
+            itertools.chain.from_iterable(map(itertools.repeat, clients, map(len, inputs)))
+        )
+    return _divide(model.predict(rows, texts, clients), requests)
 
 
 def _divide(predictions: Sequence[Prediction], requests: Sequence[Request]) -> list[Submission]:
     """Hand each request its own."""
+    if len(predictions) == len(requests):  # one each: half of the time
+        return one_each(predictions, [one.key for one in requests])
     submissions = []
     start = 0
     for one in requests:

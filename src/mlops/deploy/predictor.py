@@ -190,4 +190,4 @@ def new_ids(number: int) -> list[str]:
     digits = random[:4].hex()
     head = f"{now[:8]}-{now[8:]}-7{digits[:3]}-{VARIANTS[digits[3]]}{digits[4:7]}-"
     first = int.from_bytes(random[4:]) >> 1
-    return [f"{head}{last:012x}" for last in range(first, first + number)]
+    return [head + last.to_bytes(6).hex() for last in range(first, first + number)]

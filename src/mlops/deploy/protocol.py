@@ -7,6 +7,9 @@ the application's door: other routes, requests that are pipelined, that expect a
 connections whose client does not read its answers, and, while there are keys or rate limits, all
 requests to a server that believes proxies who asks. Both ways ask the same `Access`.
 
+On a connection that is kept, the next request mostly has the head of the one before, byte by byte:
+it is then not read again (`_Head`).
+
 A request that is one too many is refused here before its body is looked at. How many may wait
 follows from how long they wait (`limits.Room`).
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -28,6 +31,20 @@ from mlops.deploy.limits import MOST_HEADERS, LimitedProtocol, Limits, Room
 from mlops.deploy.service import Reply
 
 LENGTH = b"content-length"
+BLANK = b"\r\n\r\n"
+LARGEST_KNOWN = 4096
+"""Bytes of a head that are kept to know it again; a longer one is read each time."""
+
+
+class _Head(NamedTuple):
+    """A hot request's head as it was last read on a connection, to be known by its bytes."""
+
+    data: bytes
+    """All before the body, the empty line too."""
+    length: int
+    """That of the whole request, in bytes."""
+    route: HotRoute
+    headers: list[tuple[bytes, bytes]]
 
 
 def protocol_for(app: App, limits: Limits) -> type[LimitedProtocol]:
@@ -45,6 +62,24 @@ class Protocol(LimitedProtocol):
     application: App
     answers: _Answers
     _hot: _Exchange | None = None
+    _arriving = b""
+    """What came last, if a request begins with it."""
+    _known: _Head | None = None
+    """Of the request before this, if the parser waits for one to begin."""
+
+    def data_received(self, data: bytes) -> None:
+        known = self._known
+        if known and len(data) == known.length and data.startswith(known.data) and self._is_free():
+            self._since = None  # the client waits for us
+            exchange = _Exchange(self, known.route, known.headers, keep_alive=not self.last)
+            self.cycle = exchange  # type: ignore[assignment]
+            exchange.size = known.length - len(known.data)
+            exchange.begin(data[len(known.data) :])
+            return
+        self._known = None
+        self._arriving = b"" if self._in_message else data
+        super().data_received(data)
+        self._arriving = b""
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -57,15 +92,15 @@ class Protocol(LimitedProtocol):
         if (
             route is not None
             and self.parser.get_method() == b"POST"
-            and (self.cycle is None or self.cycle.response_complete)
             and len(self.headers) <= MOST_HEADERS
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
-            and not self.flow.write_paused
-            and not (self.application.access.on and self.config.proxy_headers)
+            and self._is_free()
         ):
             self.expect_body()
-            self._hot = self.cycle = _Exchange(self, route, self.headers)  # type: ignore[assignment]
+            kept = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+            self._hot = _Exchange(self, route, self.headers, keep_alive=kept and not self.last)
+            self.cycle = self._hot  # type: ignore[assignment]
         else:
             url, headers, expect = self.url, self.headers, self.expect_100_continue
             HttpToolsProtocol.on_message_begin(self)  # makes the scope
@@ -85,7 +120,28 @@ class Protocol(LimitedProtocol):
         else:
             self.expect_nothing()
             exchange, self._hot = self._hot, None
-            exchange.begin()
+            self._remember(exchange)
+            exchange.begin(b"".join(exchange.parts))
+
+    def _is_free(self) -> bool:
+        """Whether a hot request can be taken up here: nothing is before it, nothing in its way."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and self.timeout_keep_alive_task is None
+            and not self.flow.write_paused
+            and not (self.application.access.on and self.config.proxy_headers)
+        )
+
+    def _remember(self, exchange: _Exchange) -> None:
+        """Know this head again, if it came together with all of its body and nothing else.
+
+        Then what follows it has the length that it states: a body in chunks is shorter than what
+        was sent, and before a second request there is more.
+        """
+        arrived = self._arriving
+        end = arrived.find(BLANK, 0, LARGEST_KNOWN) + len(BLANK)
+        if exchange.keep_alive and end >= len(BLANK) and end + exchange.size == len(arrived):
+            self._known = _Head(arrived[:end], len(arrived), exchange.route, exchange.headers)
 
     def too_many_wait(self) -> bool:
         return len(self.tasks) + self.answers.waiting >= self.answers.room.size
@@ -117,17 +173,19 @@ class _Exchange:
     )
 
     def __init__(
-        self, protocol: Protocol, route: HotRoute, headers: list[tuple[bytes, bytes]]
+        self,
+        protocol: Protocol,
+        route: HotRoute,
+        headers: list[tuple[bytes, bytes]],
+        *,
+        keep_alive: bool,
     ) -> None:
         self.protocol = protocol
         self.route = route
         self.headers = headers
         self.parts: list[bytes] = []
         self.size = 0
-        parser = protocol.parser
-        self.keep_alive = (
-            parser.should_keep_alive() and parser.get_http_version() != "1.0" and not protocol.last
-        )
+        self.keep_alive = keep_alive
         self.response_started = self.response_complete = False
         self.disconnected = False
         self.message_event = NOBODY_WAITS
@@ -142,7 +200,7 @@ class _Exchange:
         else:
             del self.parts[1:]
 
-    def begin(self) -> None:
+    def begin(self, body: bytes) -> None:
         protocol, route = self.protocol, self.route
         if protocol.too_many_wait():
             protocol.refuse(self)
@@ -160,18 +218,17 @@ class _Exchange:
                 return
         protocol.answers.waiting += 1
         self.arrived = time.perf_counter()
-        if self.size <= protocol.limits.body:
-            route.begin(b"".join(self.parts), self.headers, self.respond)
-        else:
-            route.refuse_size(b"".join(self.parts), self.headers, self.respond)
+        route.begin(body, self.size, self.headers, self.respond)
 
     def respond(self, reply: Reply) -> None:
         answers = self.protocol.answers
-        answers.room.answered(self.arrived, answers.waiting)
+        now = time.perf_counter()
+        answers.room.answered(self.arrived, now, answers.waiting)
         answers.waiting -= 1
         if self.client:
             self.protocol.application.access.charge(self.client, reply.rows)
         self._write(reply)
+        self.route.service.observe(reply, now - self.arrived)
 
     def _write(self, reply: Reply) -> None:
         protocol = self.protocol

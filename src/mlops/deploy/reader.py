@@ -12,7 +12,7 @@ import itertools
 import json
 import operator
 from collections.abc import Sequence
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, LiteralString
 
 import numpy as np
 import orjson
@@ -27,11 +27,8 @@ SPARE_QUOTES = 2_000
 NUMBERS = {float, int}
 
 
-class Rows(NamedTuple):
-    """What a request asks for: values in field order, (n, fields), and each row as JSON text."""
-
-    values: Sequence[Sequence[float]] | np.ndarray
-    inputs: Sequence[str]
+Rows = tuple[Sequence[Sequence[float]] | np.ndarray, Sequence[str]]
+"""What a request asks for: values in field order, (n, fields), and each row as JSON text."""
 
 
 class Reader:
@@ -56,7 +53,7 @@ class Reader:
         record = self._validate_one(body).__dict__
         if quotes != self._quotes:
             _refuse_repeated_names(body, self.request_model)
-        return Rows([self._in_field_order(record)], [orjson.dumps(record).decode()])
+        return [self._in_field_order(record)], [orjson.dumps(record).decode()]
 
     def batch(self, body: bytes) -> Rows:
         """Read `{"instances": [...]}`."""
@@ -70,7 +67,7 @@ class Reader:
         if quotes != self._quotes * len(instances) + 2:
             _refuse_repeated_names(body, self.batch_model)
         records = [instance.__dict__ for instance in instances]
-        return Rows(list(map(self._in_field_order, records)), _texts(records))
+        return list(map(self._in_field_order, records)), _texts(records)
 
     def _plain(self, body: bytes, quotes: int) -> Rows | None:
         """Read a batch of numbers within their limits, each under its name; None of any other."""
@@ -92,7 +89,7 @@ class Reader:
             return None
         if kinds != {float} or not ordered:
             records = [dict(zip(self._fields, row, strict=True)) for row in matrix.tolist()]
-        return Rows(matrix, _texts(records))
+        return matrix, _texts(records)
 
 
 def _texts(records: Sequence[dict[str, float]]) -> list[str]:

@@ -20,7 +20,7 @@ from mlops.deploy.exposition import Scrape
 from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.headers import Headers, sender
 from mlops.deploy.interval import intervals
-from mlops.deploy.lineup import Lineup, OnFailure
+from mlops.deploy.lineup import Lineup, OnFailure, as_request
 from mlops.deploy.predictor import Champion, OpenBundle, answer
 from mlops.deploy.reader import Reader, Rows
 from mlops.deploy.schemas import LARGEST_BATCH
@@ -31,7 +31,7 @@ from mlops.errors import (
     NotTrainedError,
     OverloadedError,
 )
-from mlops.records import Attached, Failure, Metrics, Prediction, Watched
+from mlops.records import Attached, Failure, Metrics, Prediction, Watched, quickly
 from mlops.usecase import UseCase
 
 KEPT_BODY_BYTES = 2_000
@@ -56,6 +56,8 @@ class Reply(NamedTuple):
     model_version: int = 0
     logged: bool = True
 
+
+_as_reply = quickly(Reply)
 
 Truth = tuple[str, float | str]
 """A prediction id and the actual value."""
@@ -341,13 +343,14 @@ class Service:
         if self._group is None:
             respond(reply._replace(logged=False))
             return
+        name = sender(headers).name
         failure = Failure(
             timestamp=clock.stamp(),
             path=path,
             status=status,
             detail=reply.body.decode(),
             body=body[:KEPT_BODY_BYTES].decode("utf-8", "replace"),
-            client=self._client(sender(headers).name),
+            client=self._client(name) if name else None,
             model_version=version,
         )
         self._group.record(failure, lambda logged: respond(reply._replace(logged=logged)))
@@ -372,7 +375,7 @@ class Service:
                 return
             try:
                 version = logged[0].model_version
-                reply = Reply(200, write(logged), len(logged), model_version=version)
+                reply = _as_reply((200, write(logged), len(logged), (), version, True))
             except Exception as error:  # noqa: BLE001  # becomes an answer
                 self._fail(error, body, headers, path, respond)
             else:
@@ -382,7 +385,7 @@ class Service:
         try:
             rows, inputs = read(body)
             name, key = sender(headers)
-            client = self._client(name)
+            client = self._client(name) if name else None
         except Exception as error:  # noqa: BLE001  # becomes an answer
             self._fail(error, body, headers, path, respond)
         else:
@@ -395,7 +398,7 @@ class Service:
                 if lineup.split is not None and model is None:
                     # Who gives no name is split by what they ask.
                     model = lineup.split.model_for(client or "\n".join(inputs))
-                group.predict(rows, inputs, key, client, finish, model)
+                group.predict(as_request((rows, inputs, key, client, model, finish)))
 
     def _fail(
         self, error: BaseException, body: bytes, headers: Headers, path: str, respond: Respond
@@ -419,13 +422,11 @@ class Service:
         answers = ",".join([answer(self.use_case, row) for row in logged])
         return f'{{"predictions":[{answers}]}}'.encode()
 
-    def _client(self, name: str) -> str | None:
+    def _client(self, name: str) -> str:
         """Return a keyed digest of the client's name: enough to count clients, not to name them.
 
         Without the secret nobody can try names until one fits.
         """
-        if not name:
-            return None
         return hashlib.blake2b(name.encode(), key=self._secret, digest_size=8).hexdigest()
 
     def _remark(self) -> str:
