@@ -50,6 +50,7 @@ from mlops.errors import (
     UsageError,
 )
 from mlops.monitor import buckets, findings, pruning, truths
+from mlops.monitor.disk import Disk
 from mlops.monitor.drift import windows
 from mlops.monitor.logfile import LogFile
 from mlops.monitor.logreader import FAILURE_FIELDS, FIELDS, LogReader
@@ -148,8 +149,8 @@ class PredictionLog(LogReader):
             self._inode = self.path.stat().st_ino
             self._writer.set_busy_handler(self._on_busy)
             migrate(self._writer, _migrations(table))
+            self._disk = Disk(f"{self._name}-wal", int(str(self._writer.pragma("page_size"))))
             self._writer.set_wal_hook(self._on_commit)
-            self._wal = os.open(f"{self._name}-wal", os.O_RDONLY | os.O_CLOEXEC)
         except (apsw.Error, OSError) as error:
             raise self._unavailable(error) from error
         if not self._writer.table_exists("main", table):
@@ -201,6 +202,8 @@ class PredictionLog(LogReader):
             self._unwritten += rows
             if wait:
                 self._follow()
+            elif self._durable:
+                self._disk.begin()
         finally:
             self._lock.release()
         answers: list[Answer] = _handed_out(rows, fresh)
@@ -239,10 +242,7 @@ class PredictionLog(LogReader):
         if not self._durable:
             return
         try:
-            # SQLite reads a write-ahead log up to its first incomplete frame, so it is enough that
-            # the file is on the disk. POSIX locks, which closing a descriptor would drop, are held
-            # on the other files of the database, and this descriptor stays open besides.
-            os.fdatasync(self._wal)
+            self._disk.sync()
         except OSError as error:
             raise self._failing(error) from error
 
@@ -308,7 +308,7 @@ class PredictionLog(LogReader):
             with contextlib.suppress(apsw.Error):
                 self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._writer.close()
-            os.close(self._wal)
+            self._disk.close()
             self._file.close()
 
     def _sort_out(
@@ -438,6 +438,7 @@ class PredictionLog(LogReader):
 
     def _on_commit(self, _: apsw.Connection, __: str, pages: int) -> int:
         """Begin to move what was committed into the main file, once there is enough of it."""
+        self._disk.pages = pages
         if pages < self._checkpointed_pages:  # it began again at its start
             self._checkpointed_pages = 0
         grown = pages - self._checkpointed_pages
