@@ -27,6 +27,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
+from mlops.build.calibration import Calibrated, calibrate
 from mlops.build.data import Split
 from mlops.build.pipeline import unfitted_pipeline
 from mlops.errors import TrainingError
@@ -40,7 +41,8 @@ class Trained:
     `metrics` holds the test scores under their plain names (`r2_score`, `mse`, …), and under
     `cv_<name>_mean` and `cv_<name>_std` the mean over the folds and the standard deviation
     between them. `fold_scores` are the deciding metric's, fold by fold. `held_out` are the answers
-    to all training rows, each by the model of the fold that did not learn from it.
+    to all training rows, each by the model of the fold that did not learn from it. `calibration`
+    says how a classifier's probabilities were scaled, if they were, and what they are worth.
     """
 
     candidate: Candidate
@@ -49,6 +51,7 @@ class Trained:
     fold_scores: tuple[float, ...]
     held_out: Answers
     seconds: float
+    calibration: dict[str, Any] | None = None
 
 
 class Answers(NamedTuple):
@@ -64,7 +67,18 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
     X, y, weights = split.X_train, split.y_train, split.weights
     answered = [_answer_fold(use_case, candidate, X, y, number, weights) for number in range(FOLDS)]
     folds = [scores(use_case, y[rows], answers.prediction) for rows, answers in answered]
-    pipeline = fit(candidate, use_case, X, y, weights)
+    pipeline, held_out, calibration = (
+        fit(candidate, use_case, X, y, weights),
+        _in_order(answered),
+        None,
+    )
+    if held_out.probabilities is not None:
+        found = calibrate(held_out.probabilities, y, [rows for rows, _ in answered], weights)
+        held_out = held_out._replace(probabilities=found.probabilities)
+        calibration = found.measured
+        if found.temperature != 1:
+            name, model = pipeline.steps[-1]
+            pipeline.steps[-1] = name, Calibrated(model, found.temperature)
     metrics = scores(use_case, split.y_test, pipeline.predict(split.X_test))
     for name in folds[0]:
         values = [fold[name] for fold in folds]
@@ -75,8 +89,9 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
         pipeline,
         metrics,
         tuple(fold[use_case.metric] for fold in folds),
-        _in_order(answered),
+        held_out,
         time.perf_counter() - started,
+        calibration,
     )
 
 

@@ -374,6 +374,7 @@ def _seal(
             "fold_scores": list(one.fold_scores),
             "baseline": scores_to_beat,
             "quality": quality_to_seal(use_case, parts, one),
+            **({"calibration": one.calibration} if one.calibration else {}),
         },
         "training": _training(lesson, one, parity),
         "explanation": explanation_document(
@@ -425,7 +426,7 @@ def _training(lesson: Lesson, one: Trained, parity: Parity) -> dict[str, Any]:
         "recipe": recipe(table.fingerprint, str(lesson.stated.get("policy", ""))),
         "data_fingerprint": table.fingerprint,
         "candidate": one.candidate.name,
-        "model_class": type(one.pipeline[-1]).__name__,
+        "model_class": type(getattr(one.pipeline[-1], "calibrated", one.pipeline[-1])).__name__,
         "parameters": _settings(one),
         "seed": SEED,
         "folds": FOLDS,
@@ -441,4 +442,6 @@ def _training(lesson: Lesson, one: Trained, parity: Parity) -> dict[str, Any]:
 
 
 def _settings(one: Trained) -> dict[str, str]:
-    return {name: str(value) for name, value in one.pipeline[-1].get_params().items()}
+    model = one.pipeline[-1]
+    parameters = getattr(model, "calibrated", model).get_params()
+    return {name: str(value) for name, value in parameters.items()}

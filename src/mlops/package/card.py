@@ -30,7 +30,9 @@ def model_card(
         "Intended use": _use(use_case, signature),
         "Factors": _factors(signature),
         "Metrics": _metrics(use_case, made, metrics),
-        "How far off it may be": _intervals(use_case, documents.get("intervals", {})),
+        "How far off it may be": _calibration(metrics["calibration"])
+        if "calibration" in metrics
+        else _intervals(use_case, documents.get("intervals", {})),
         "Evaluation and training data": _data(made, provenance),
         "What it goes by": _importance(signature, documents.get("explanation", {})),
         "Ethical considerations": [
@@ -113,6 +115,34 @@ def _metrics(use_case: UseCase, made: Mapping[str, Any], metrics: Mapping[str, A
                     f"{scores[f'cv_{name}_mean']:.4f} ± {scores[f'cv_{name}_std']:.4f}",
                 )
                 for name in baseline
+            ),
+        ),
+    ]
+
+
+def _calibration(measured: Mapping[str, Any]) -> list[str]:
+    before, after, scaled = measured["before"], measured["after"], measured["method"] != "none"
+    served, other = (after, before) if scaled else (before, after)
+    how = "as the model gives them; scaled by a temperature"
+    if scaled:
+        how = f"scaled by a temperature of {measured['temperature']:.3g}; without that"
+    return [
+        f"Probabilities say how sure it is. They are {how},",
+        f"log loss would be {other['log_loss']:.4f} instead of {served['log_loss']:.4f}, measured",
+        "in cross-validation, each fold scaled by what the others gave. The Brier score is "
+        f"{served['brier']:.4f}",
+        f"and the calibration error {served['calibration_error']:.1%}.",
+        "",
+        *_table(
+            ("how sure", "rows", "sure, mean", "right"),
+            (
+                (
+                    f"{one['low']:.0%} to {one['high']:.0%}",
+                    f"{one['rows']:,}",
+                    f"{one['probability']:.1%}",
+                    f"{one['right']:.1%}",
+                )
+                for one in measured["bins"]
             ),
         ),
     ]

@@ -110,6 +110,9 @@ LINEAR_REGRESSORS = {"LinearModel", "LinearRegression", "Ridge"}
 
 LINEAR_CLASSIFIERS = {"LogisticRegression", "LinearDiscriminantAnalysis"}
 
+LEAST_PROBABILITY = 1e-6
+"""Added before the logarithm, as in `build/calibration.py`."""
+
 ENSEMBLES = {"VotingRegressor", "VotingClassifier", "StackingRegressor"}
 """Of members that have an export themselves, each perhaps behind a scaler of its own."""
 
@@ -143,6 +146,9 @@ def _regress(graph: Graph, model: Any, inputs: str, output: str = "") -> str:
 
 def _classify(graph: Graph, model: Any, inputs: str, output: str = "") -> tuple[str, str]:
     """Add a classifier; return its probabilities [N, K], and what is greatest for its class."""
+    if _is_a(model, {"Calibrated"}):
+        probabilities, decides = _classify(graph, model.calibrated, inputs)
+        return _tempered(graph, probabilities, model.temperature, output), decides
     forest = trees.read(model)
     if forest is not None:
         return _tree_classes(graph, forest, inputs, output)
@@ -227,6 +233,13 @@ def _from_scores(graph: Graph, scores: str, output: str) -> tuple[str, str]:
     two classes need no operations of their own.
     """
     return graph.add("Softmax", scores, axis=1, output=output), scores
+
+
+def _tempered(graph: Graph, probabilities: str, temperature: float, output: str) -> str:
+    """Scale probabilities by a temperature, as `build/calibration.py` does."""
+    scores = graph.add("Log", graph.add("Add", probabilities, np.array(LEAST_PROBABILITY)))
+    scaled = graph.add("Div", scores, np.array(temperature))
+    return graph.add("Softmax", scaled, axis=1, output=output)
 
 
 def _as_trees_see(graph: Graph, forest: trees.Forest, inputs: str) -> str:

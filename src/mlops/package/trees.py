@@ -63,7 +63,7 @@ def within(model: Any) -> Iterator[tuple[Any, Forest]]:
 
     Each with the scaler that stands before it there, or None.
     """
-    scaler, model = unwrapped(model)
+    scaler, model = unwrapped(getattr(model, "calibrated", model))
     forest = read(model)
     if forest is not None:
         yield scaler, forest

@@ -149,7 +149,8 @@ class Tracking:
             )
             run_id = run.info.run_id
             now = run.info.start_time
-            stated = {"model_name": candidate, "model_class": type(pipeline[-1]).__name__}
+            fitted = type(getattr(pipeline[-1], "calibrated", pipeline[-1]))
+            stated = {"model_name": candidate, "model_class": fitted.__name__}
             stated |= {k: str(v)[:PARAMETER_LENGTH] for k, v in parameters.items()}
             client.log_batch(
                 run_id,
@@ -162,7 +163,7 @@ class Tracking:
                     ),
                 ],
                 params=[Param(name, value) for name, value in stated.items()],
-                tags=[RunTag("model_family", type(pipeline[-1]).__module__.split(".")[0])],
+                tags=[RunTag("model_family", fitted.__module__.split(".")[0])],
             )
             output_type = "double" if predictions.dtype.kind == "f" else "long"
             with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
