@@ -1,10 +1,11 @@
 """`make bench`: speed and accuracy, each figure beside its target.
 
     python -m benchmarks [loop] [exactness] [explain] [serving] [growth] [peers] [drift]
-                         [sequential] [bad-models] [shadow] [--rows N] [--write]
+                         [sequential] [bad-models] [shadow] [intervals] [--rows N] [--write]
 
 Without names it runs the first four. `--write` puts what was found into docs/benchmarks.md, of
-`drift` into docs/drift.md, of `bad-models` into docs/improving.md; `sequential` writes
+`drift` into docs/drift.md, of `bad-models` into docs/improving.md, of `intervals` into
+docs/intervals.md; `sequential` writes
 docs/experiments.md, and `explain` prints.
 """
 
@@ -23,6 +24,7 @@ from benchmarks import (
     exactness,
     explain,
     growth,
+    intervals,
     peers,
     retraining,
     sequential,
@@ -57,6 +59,7 @@ def _sequential(_: Path, __: bool) -> None:
 OTHERS: Mapping[str, Callable[[Path, bool], None]] = {
     "explain": _explain,
     "drift": drift.run,
+    "intervals": intervals.run,
     "sequential": _sequential,
     "bad-models": bad_models.run,
 }

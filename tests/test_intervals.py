@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from benchmarks.intervals import bands, measured
 from mlops.build.conformal import COVERAGE, learn_intervals, upper_quantile
 from mlops.build.data import Split, fields_and_target, parted, prepare, split
 from mlops.build.training import Trained, train_candidate
 from mlops.errors import BundleError
 from mlops.loop.explain import card
-from mlops.loop.intervals import covered, interval_document, intervals_to_seal
+from mlops.loop.intervals import interval_document, intervals_to_seal
 from mlops.package.bundle import INTERVAL_MODEL, INTERVALS, Bundle, open_bundle
 from mlops.package.export import to_onnx
 from mlops.package.intervals import Conformal
@@ -60,38 +61,22 @@ def learnt(seed: int, home: Path) -> tuple[Split, Trained]:
     return parts, train_candidate(HOUSING, QUICK, parts)
 
 
-def measured(parts: Split, one: Trained, unseen: np.ndarray) -> dict[str, Any]:
-    """What intervals cover on the test rows that were learnt from these answers."""
-    found = learn_intervals(HOUSING, parts.X_train, parts.y_train, unseen)
-    assert found is not None
-    document = interval_document(HOUSING, found)
-    conformal = Conformal(document, OnnxModel(to_onnx(found.scale, found.fields)))
-    rows = parts.X_test.to_numpy(dtype=float)
-    bounds = conformal.of(rows, one.pipeline.predict(parts.X_test))
-    return covered(HOUSING, rows, parts.y_test, bounds, document["cap"])
-
-
 def test_over_ten_splits_they_cover_nine_truths_of_ten_in_all_and_in_each_slice(
     trained: Path,
 ) -> None:
-    shares, bands, at_cap = [], [], []
+    shares, each, at_cap = [], [], []
     for seed in range(10):
         parts, one = learnt(seed, trained)
         found = measured(parts, one, one.held_out.prediction)
         shares.append(found["coverage"])
-        bands += [
-            (name, band, each["coverage"])
-            for name, one_slice in found["bands"].items()
-            for band, each in one_slice.items()
-            if each["rows"] >= 200
-        ]
+        each += bands(found).items()
         at_cap.append(found["cap"]["coverage"])
         if seed == 0:  # errors of rows that were learnt from are too small: a fault that is found
             flattered = measured(parts, one, one.pipeline.predict(parts.X_train))
             assert flattered["coverage"] < 0.87
-    assert len({(name, band) for name, band, _ in bands}) == 7
+    assert len(dict(each)) == 7
     assert 0.89 <= np.mean(shares) <= 0.91
-    assert [each for each in bands if each[2] < 0.85] == []
+    assert [(name, share) for name, share in each if share < 0.85] == []
     assert np.mean(at_cap) >= 0.85
 
 
@@ -377,3 +362,43 @@ def test_the_command_shows_them(home: Path) -> None:
     assert "interval" not in json.loads(
         mlops("predict", "housing", *row, "--json", home=home).stdout
     )
+
+
+# When truths come
+
+
+def test_truths_say_live_what_the_intervals_cover(
+    home: Path, server: Server, held_out: tuple[np.ndarray, Output, Conformal]
+) -> None:
+    rows, output, conformal = held_out
+    rows, bounds = rows[:300], conformal.of(rows[:300], output.prediction[:300])
+    instances = [dict(zip(HOUSING.fields, row, strict=True)) for row in rows.tolist()]
+    answers = server.request("/housing/predict/batch", {"instances": instances})[1]["predictions"]
+    ids = [answer["prediction_id"] for answer in answers]
+    beyond = np.where(bounds.capped, CAP, bounds.high + 0.01)  # at the cap it would be within
+    truths = np.where(np.arange(300) % 3 == 0, beyond, output.prediction[:300].clip(0, CAP))
+    items = [
+        {"prediction_id": one, "actual": actual}
+        for one, actual in zip(ids, truths.tolist(), strict=True)
+    ]
+    assert server.request("/housing/feedback", {"items": items})[1]["attached"] == 300
+    [found] = server.request("/housing/performance")[1]["intervals"]
+    outside = int((~bounds.capped[::3]).sum())
+    assert 50 < outside < 100
+    assert found["rows"] == 300
+    assert found["promised"] == 0.9
+    assert found["coverage"]["value"] == pytest.approx(1 - outside / 300)
+    assert found["coverage"]["low"] < found["coverage"]["value"] < found["coverage"]["high"]
+    shown = mlops("performance", "housing", home=home, check=False, COLUMNS="200").stdout
+    assert "of 300 truths lay within theirs, of 90% promised" in shown
+
+
+def test_truths_of_a_bundle_without_intervals_are_attached_all_the_same(
+    home: Path, serve: Callable[..., Server]
+) -> None:
+    seal_without(home, "housing", INTERVALS, INTERVAL_MODEL)
+    server = serve("housing")
+    answer = server.request("/predict", HOUSE)[1]
+    item = {"prediction_id": answer["prediction_id"], "actual": 4.5}
+    assert server.request("/feedback", item)[1]["attached"] == 1
+    assert server.request("/performance")[1]["intervals"] == []

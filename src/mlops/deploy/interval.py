@@ -38,9 +38,7 @@ def intervals(
     for _, same in itertools.groupby(logged, lambda row: row.bundle):
         rows = list(same)
         conformal = conformal_of(use_case, rows[0].model_version, bundle_of(rows[0]))
-        inputs = [orjson.loads(row.inputs) for row in rows]
-        fields = np.array([[each[name] for name in use_case.fields] for each in inputs], float)
-        bounds = conformal.of(fields, np.array([row.prediction for row in rows], float))
+        bounds = conformal.of(*logged_values(use_case, rows))
         found += [
             {"low": low, "high": high, "coverage": conformal.coverage, "capped": capped}
             for low, high, capped in zip(
@@ -48,3 +46,10 @@ def intervals(
             )
         ]
     return found
+
+
+def logged_values(use_case: UseCase, rows: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fields (n, f) and the predictions (n,) of logged rows of a regression."""
+    inputs = [orjson.loads(row.inputs) for row in rows]
+    fields = np.array([[each[name] for name in use_case.fields] for each in inputs], dtype=float)
+    return fields, np.array([row.prediction for row in rows], dtype=float)

@@ -7,10 +7,14 @@ import functools
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlops import clock
+from mlops.deploy.interval import logged_values
 from mlops.errors import BundleError, NotTrainedError, UsageError
 from mlops.improve.ledger import Ledger
 from mlops.monitor.degradation import KIND
@@ -18,10 +22,11 @@ from mlops.monitor.estimate import SUMS_OF_GRADES
 from mlops.monitor.findings import of_version
 from mlops.monitor.log import PredictionLog
 from mlops.monitor.performance import DAY, HOUR, Sealed, cells_from, performance, step_of, unsealed
-from mlops.monitor.quality import RISK, measure
+from mlops.monitor.quality import RISK, Actual, measure
 from mlops.monitor.truths import Measure
-from mlops.package.bundle import verify
-from mlops.records import Finding, Verdict
+from mlops.package.bundle import INTERVAL_MODEL, INTERVALS, verify
+from mlops.package.intervals import Conformal, conformal_of
+from mlops.records import Finding, Prediction, Verdict
 from mlops.settings import Settings
 from mlops.usecase import UseCase
 
@@ -105,9 +110,29 @@ def quality_findings(use_case: UseCase, log: PredictionLog, settings: Settings) 
 
 
 def measure_of(use_case: UseCase, settings: Settings) -> Measure:
-    """Return what a log needs to attach truths: what each adds, its estimate's cell included."""
+    """Return what a log needs to attach truths: what each adds, its estimate's cell included.
+
+    And whether it lay within the prediction interval of its row, which is computed again for that.
+    """
     cells = cells_from(use_case, functools.partial(sealed_quality, settings))
-    return lambda rows, actual: measure(use_case, rows, actual, cells)
+
+    def bounded(
+        bundle: str, rows: Sequence[Prediction], actual: Sequence[Actual]
+    ) -> list[bool] | None:
+        conformal = sealed_intervals(settings, bundle)
+        return inside(use_case, conformal, rows, actual) if conformal else None
+
+    return lambda rows, actual: measure(use_case, rows, actual, cells, bounded)
+
+
+def inside(
+    use_case: UseCase, conformal: Conformal, rows: Sequence[Prediction], actual: Sequence[Actual]
+) -> list[bool]:
+    """Say which truths lay within their intervals; beyond one that ends at the cap is within."""
+    bounds = conformal.of(*logged_values(use_case, rows))
+    known = np.array(actual, dtype=float)
+    found = (bounds.low <= known) & ((known <= bounds.high) | bounds.capped)
+    return [bool(one) for one in found]
 
 
 def sealed_quality(settings: Settings, bundle: str) -> Sealed | None:
@@ -120,7 +145,23 @@ def sealed_quality(settings: Settings, bundle: str) -> Sealed | None:
 @functools.lru_cache(maxsize=64)
 def _sealed(path: Path, key: bytes | None) -> Sealed | None:
     """A bundle has its content for a name: it never changes."""
-    return unsealed(json.loads(verify(path, key=key)["metrics.json"]))
+    content = verify(path, key=key)
+    intervals = json.loads(content[INTERVALS]) if INTERVALS in content else None
+    return unsealed(json.loads(content["metrics.json"]), intervals)
+
+
+def sealed_intervals(settings: Settings, bundle: str) -> Conformal | None:
+    """Return what gives a bundle's answers their intervals; None without, or if it is not sound."""
+    with contextlib.suppress(BundleError):
+        return _sealed_intervals(settings.bundles / bundle, settings.signing_key)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _sealed_intervals(path: Path, key: bytes | None) -> Conformal | None:
+    content = verify(path, key=key)
+    document = json.loads(content[INTERVALS]) if INTERVALS in content else {}
+    return conformal_of(document, content.get(INTERVAL_MODEL))
 
 
 def seconds_of(window: str) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops.monitor.quality import ALL, FEWEST_ROWS, RISK, Sums, scores, total
+from mlops.monitor.quality import ALL, FEWEST_ROWS, OURS, Sums, scores, total
 from mlops.records import Finding
 from mlops.usecase import UseCase
 
@@ -37,7 +37,7 @@ def degradation(
     any truth are left out.
     """
     places = dict.fromkeys((one.key.slice, one.key.band) for one in window)
-    bands = [place for place in places if place[0] not in {ALL[0], RISK}]
+    bands = [place for place in places if place[0] not in {ALL[0], *OURS}]
     share = alpha / 2 if bands else alpha
     found = [_compare(use_case, ALL, sealed, window, share)]
     found += [_compare(use_case, band, sealed, window, share / len(bands)) for band in bands]

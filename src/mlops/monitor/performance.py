@@ -14,7 +14,7 @@ import numpy as np
 from mlops import clock
 from mlops.monitor import estimate as estimating
 from mlops.monitor.degradation import degradation
-from mlops.monitor.quality import ALL, COLUMNS, Cells, Key, Score, Sums, scores, total
+from mlops.monitor.quality import ALL, COLUMNS, Cells, Key, Score, Sums, coverage, scores, total
 from mlops.records import Finding, Prediction
 from mlops.usecase import UseCase
 
@@ -24,14 +24,20 @@ HOURLY_UP_TO = 2 * DAY
 
 
 class Sealed(NamedTuple):
-    """What a bundle sealed of its quality: sums of the test rows, and the cells of the estimate."""
+    """What a bundle sealed of its quality: sums of the test rows, and the cells of the estimate.
+
+    `coverage` is what its prediction intervals promise, None without any.
+    """
 
     test: tuple[Sums, ...]
     cells: Mapping[str, Any]
+    coverage: float | None = None
 
 
-def unsealed(document: Mapping[str, Any]) -> Sealed | None:
-    """Read a bundle's document `metrics`; None if it was sealed before there was any of this."""
+def unsealed(
+    document: Mapping[str, Any], intervals: Mapping[str, Any] | None = None
+) -> Sealed | None:
+    """Read a bundle's documents `metrics` and `intervals`; None if it was sealed before these."""
     found = document.get("quality")
     if found is None:
         return None
@@ -39,7 +45,7 @@ def unsealed(document: Mapping[str, Any]) -> Sealed | None:
     test = (
         Sums(Key(0, 0, *row[:names]), np.array(row[names:], dtype=float)) for row in found["test"]
     )
-    return Sealed(tuple(test), found["cells"])
+    return Sealed(tuple(test), found["cells"], (intervals or {}).get("coverage"))
 
 
 def sealable(test: Sequence[Sums], cells: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,6 +122,16 @@ def performance(
             }
             for one in use_case.slices
         },
+        "intervals": [
+            {
+                "model_version": number,
+                "promised": own_sealed.coverage if (own_sealed := sealed.get(number)) else None,
+                "rows": found[0],
+                "coverage": found[1]._asdict(),
+            }
+            for number, some in _grouped(sums, lambda key: key.model_version)
+            if (found := coverage(some))
+        ],
         "findings": [
             _plain(finding)
             for finding in degradation(use_case, own.test if own else None, mine, alpha)

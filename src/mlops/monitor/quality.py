@@ -39,9 +39,18 @@ ALL = ("", "")
 RISK = "(risk)"
 """The slice whose bands are the cells of the estimate (`estimate.py`)."""
 
+INTERVAL = "(interval)"
+"""The slice of rows by whether the truth lay within the prediction interval: see these bands."""
+INSIDE, OUTSIDE = "inside", "outside"
+OURS = (RISK, INTERVAL)
+"""Slices that no use case declares."""
+
 Actual = float | str
 Cells = Callable[[str, Sequence[Prediction]], Sequence[str] | None]
 """The cell of each of these rows of the bundle with this hash; None if it sealed no cells."""
+
+Bounded = Callable[[str, Sequence[Prediction], Sequence[Actual]], Sequence[bool] | None]
+"""Whether these truths lay within the intervals of the bundle with this hash; None without any."""
 
 
 class Key(NamedTuple):
@@ -88,7 +97,11 @@ def contributions(predicted: np.ndarray, actual: np.ndarray, *, numbers: bool) -
 
 
 def measure(
-    use_case: UseCase, rows: Sequence[Prediction], actual: Sequence[Actual], cells: Cells
+    use_case: UseCase,
+    rows: Sequence[Prediction],
+    actual: Sequence[Actual],
+    cells: Cells,
+    bounded: Bounded = lambda bundle, rows, actual: None,
 ) -> list[Sums]:
     """Return what these rows and their truths add, to each key."""
     labels = use_case.target.labels
@@ -98,7 +111,8 @@ def measure(
     places: dict[Key, int] = {}
     member: list[int] = []
     which: list[int] = []
-    for number, (row, bands) in enumerate(zip(rows, _bands(use_case, rows, cells), strict=True)):
+    found = _bands(use_case, rows, actual, cells, bounded)
+    for number, (row, bands) in enumerate(zip(rows, found, strict=True)):
         classes = (str(known[number]), str(row.prediction)) if labels else ("", "")
         hour = unix_hour(row.timestamp)
         for name, band in bands:
@@ -111,7 +125,11 @@ def measure(
 
 
 def _bands(
-    use_case: UseCase, rows: Sequence[Prediction], cells: Cells
+    use_case: UseCase,
+    rows: Sequence[Prediction],
+    actual: Sequence[Actual],
+    cells: Cells,
+    bounded: Bounded,
 ) -> list[list[tuple[str, str]]]:
     """Return, for each row, every slice with the band that the row is in."""
     found: list[list[tuple[str, str]]] = []
@@ -121,9 +139,12 @@ def _bands(
         found.append([ALL, *((one.name, one.band(fields)) for one in use_case.slices)])
         by_bundle.setdefault(row.bundle, []).append(number)
     for bundle, numbers in by_bundle.items():
-        there = cells(bundle, [rows[number] for number in numbers])
-        for number, cell in zip(numbers, there or (), strict=False):
+        its = [rows[number] for number in numbers]
+        for number, cell in zip(numbers, cells(bundle, its) or (), strict=False):
             found[number].append((RISK, cell))
+        inside = bounded(bundle, its, [actual[number] for number in numbers])
+        for number, one in zip(numbers, inside or (), strict=False):
+            found[number].append((INTERVAL, INSIDE if one else OUTSIDE))
     return found
 
 
@@ -153,6 +174,15 @@ def scores(use_case: UseCase, sums: Sequence[Sums]) -> dict[str, Score]:
             "f1_score": _macro_f1(sums, use_case.target.labels),
         }
     return _of_numbers(dict(zip(COLUMNS, values.tolist(), strict=True)))
+
+
+def coverage(sums: Sequence[Sums]) -> tuple[int, Score] | None:
+    """Return how many truths met an interval, and the share of them within it; None without any."""
+    met = [one for one in sums if one.key.slice == INTERVAL]
+    rows = total(met)[0]
+    if not rows:
+        return None
+    return int(rows), _wilson(total(one for one in met if one.key.band == INSIDE)[0], rows)
 
 
 def _of_numbers(sums: Mapping[str, float]) -> dict[str, Score]:

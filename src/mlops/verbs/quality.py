@@ -117,6 +117,13 @@ def _draw(result: Mapping[str, Any], by: str | None) -> None:
     for one in result["findings"]:
         if one is result["findings"][0] or one["verdict"] == "alarm":
             line(out, f"{one['verdict']}: {one['subject']}: {one['says']}")
+    for one in result["intervals"]:
+        promised = f", of {one['promised']:.0%} promised" if one["promised"] else ""
+        line(
+            out,
+            f"intervals of version {one['model_version']}: {_score(one['coverage'])} of "
+            f"{one['rows']:,} truths lay within theirs{promised}",
+        )
     _draw_estimate(result["estimate"])
 
 

@@ -35,11 +35,23 @@ function drawn(found) {
     points.length
       ? quality(words(metric), points, { reference: sealed?.scores[metric]?.value ?? null, name: words(metric) }).element
       : absent("No truth has come for predictions of this time: POST /feedback takes it."),
+    within(found),
     found.findings.length ? findings(found.findings) : null,
     h("p", { class: "estimate" }, verdictBadge({ given: "ok", muted: "alarm" }[found.estimate.state]), " ", h("strong", {}, "Estimate without truth"), " ",
       found.estimate.scores[metric] ? `${words(metric)} ${score(found.estimate.scores[metric])}: ` : "", found.estimate.says),
     h("div", { class: "pair" }, Object.entries(found.slices).map(([name, slice]) => bands(name, slice, found))),
   ].filter(Boolean);
+}
+
+/** How many truths lay within the interval of their prediction. */
+function within(found) {
+  const met = found.intervals.find((each) => each.model_version === found.model_version);
+  if (!met) return null;
+  const { value, low, high } = met.coverage;
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const range = low === null ? "" : ` (${percent(low)} to ${percent(high)})`;
+  return h("p", {}, h("strong", {}, "Intervals"), ` ${percent(value)}${range} of ${number(met.rows)} truths lay within theirs`,
+    met.promised ? `; ${percent(met.promised)} is promised.` : ".");
 }
 
 function bands(name, slice, found) {
