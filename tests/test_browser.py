@@ -47,6 +47,8 @@ PAGES = {
     "prediction": "/dashboard/housing/prediction?id={id}",
     "no such prediction": "/dashboard/iris/prediction?id=nobody",
     "no experiment": "/dashboard/iris/experiment",
+    "card": "/dashboard/housing/card",
+    "card of iris": "/dashboard/iris/card",
     "ledger": "/dashboard/housing/ledger",
     "ledger of all": "/dashboard/ledger",
 }
@@ -304,6 +306,26 @@ def test_filters_find_and_keep_to_the_address_and_lead_to_a_prediction(watched: 
     expect(page.locator("h1")).to_have_text("California Housing: prediction")
     expect(page.get_by_role("heading", name="Where it comes from")).to_be_visible()
     expect(page.locator("#lineage")).to_contain_text("answers now")
+
+
+def test_the_card_is_drawn_section_by_section_and_can_be_taken_along(
+    watched: Watched, server: Server
+) -> None:
+    page = watched.open("/dashboard/housing/card")
+    _, card = server.request("/housing/card")
+    titles = [one["title"] for one in card["sections"]]
+    assert page.locator("section h2").all_inner_texts() == titles
+    rows = page.locator("#metrics-by-slice tbody tr")
+    expect(rows).to_have_count(7)
+    expect(rows.first).to_contain_text("bay area")
+    expect(page.locator("#intended-use code").first).to_have_text("total_rooms")
+    assert "`" not in page.locator("main").inner_text()
+    with page.expect_download() as begun:
+        page.get_by_role("link", name="As Markdown").click()
+    assert begun.value.suggested_filename == "housing-version-1.md"
+    assert begun.value.path().read_text() == card["markdown"]
+    page.get_by_role("link", name="Metrics by slice").click()
+    expect(page.locator("#metrics-by-slice")).to_be_in_viewport()
 
 
 def test_the_ledger_shows_each_decision_with_its_evidence_and_finds_what_is_asked(

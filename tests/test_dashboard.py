@@ -210,7 +210,7 @@ def test_pages_are_open_and_what_they_show_needs_a_key_that_reads(world):
     world.app.access.take(list(KEYS.values()))
     data = ["/overview", "/housing/overview", "/iris/predictions", "/iris/schema"]
     data += ["/housing/ledger", "/ledger", "/housing/experiments", "/experiments"]
-    data += ["/housing/diagnosis"]
+    data += ["/housing/diagnosis", "/housing/card"]
     for path, answer in zip(PAGES, world.ask(*PAGES), strict=True):
         assert answer.status == 200, path
     assert world.ask("/dashboard/site.json")[0].status == 200

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from mlops.build.data import Split, split
+from mlops.build.energy import Spent
 from mlops.build.pipeline import ModelInputs, unfitted_pipeline
 from mlops.build.profile import golden_rows, reference_profile, training_order, training_ranges
 from mlops.build.training import Trained, baseline, scores, train_candidate, winner
@@ -178,7 +179,9 @@ def test_cross_validation_is_five_folds_with_mean_and_spread():
 
 def planted(name: str, in_folds: float, on_test: float) -> Trained:
     metrics = {"r2_score": on_test, "cv_r2_score_mean": in_folds}
-    return Trained(Candidate(name, lambda seed: None), None, metrics, (in_folds,), None, 0.0)
+    return Trained(
+        Candidate(name, lambda seed: None), None, metrics, (in_folds,), None, Spent(0.0, 0.0, None)
+    )
 
 
 def test_cross_validation_decides_and_not_the_test_rows():

@@ -194,6 +194,21 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class About:
+    """What no figure tells of a use case: sentences for its model card. Each may be left out.
+
+    `row` says what a row is, `data` how the table came about, `intended` and `misuse` what the
+    model is for and what not, `fairness` who may be treated unlike others, and why.
+    """
+
+    row: str = ""
+    data: str = ""
+    intended: str = ""
+    misuse: str = ""
+    fairness: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Retraining:
     """When a model is trained again by itself, and from what; settings win (`RETRAIN_…`).
 
@@ -224,7 +239,7 @@ class UseCase:
     `unique_rows` says that two equal rows are one row twice, not two alike.
     `coordinates` is for rows that lie somewhere on a map. `slices` are looked at apart when truths
     arrive. `derived` are columns of the data file that are ratios of two others: filled in where
-    rows come without them.
+    rows come without them. `about` is for the model card.
     """
 
     name: str
@@ -250,6 +265,7 @@ class UseCase:
     slices: tuple[Slice, ...] = ()
     derived: tuple[Ratio, ...] = ()
     retraining: Retraining = Retraining()
+    about: About = About()
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ decide nothing. Every fold fits the whole pipeline, the scaler included.
 from __future__ import annotations
 
 import dataclasses
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from mlops.build.calibration import Calibrated, calibrate
 from mlops.build.data import Split
+from mlops.build.energy import Meter, Spent
 from mlops.build.pipeline import unfitted_pipeline
 from mlops.errors import TrainingError
 from mlops.usecase import FOLDS, SEED, Candidate, UseCase
@@ -43,6 +43,7 @@ class Trained:
     between them. `fold_scores` are the deciding metric's, fold by fold. `held_out` are the answers
     to all training rows, each by the model of the fold that did not learn from it. `calibration`
     says how a classifier's probabilities were scaled, if they were, and what they are worth.
+    `spent` is what folds and fit took.
     """
 
     candidate: Candidate
@@ -50,8 +51,12 @@ class Trained:
     metrics: dict[str, float]
     fold_scores: tuple[float, ...]
     held_out: Answers
-    seconds: float
+    spent: Spent
     calibration: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.spent.seconds
 
 
 class Answers(NamedTuple):
@@ -63,7 +68,7 @@ class Answers(NamedTuple):
 
 def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Trained:
     """Cross-validate on the training rows, fit on all of them, score the test rows once."""
-    started = time.perf_counter()
+    meter = Meter()
     X, y, weights = split.X_train, split.y_train, split.weights
     answered = [_answer_fold(use_case, candidate, X, y, number, weights) for number in range(FOLDS)]
     folds = [scores(use_case, y[rows], answers.prediction) for rows, answers in answered]
@@ -90,7 +95,7 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
         metrics,
         tuple(fold[use_case.metric] for fold in folds),
         held_out,
-        time.perf_counter() - started,
+        meter.spent(),
         calibration,
     )
 

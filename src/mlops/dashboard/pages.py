@@ -17,7 +17,7 @@ POLICY = (
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-VIEWS = ("", "/try", "/predictions", "/prediction", "/experiment", "/ledger")
+VIEWS = ("", "/try", "/predictions", "/prediction", "/experiment", "/ledger", "/card")
 """Of each use case. Which prediction is meant stands in the query: `?id=`."""
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from mlops.dashboard import ledger
+from mlops.dashboard import card, ledger
 from mlops.dashboard.overview import Seen, overview
 from mlops.dashboard.pages import add_pages
 from mlops.improve.chain import Verification
@@ -35,9 +35,9 @@ class Subject:
     """One use case: what is asked of it, without saying of whom.
 
     `search` returns rows as JSON has them. `model` returns the version that answers, its bundle's
-    signature and its reference profile; `diagnosis` what training measured of it on held-out rows.
-    Both return None where there is none. `decisions` reads the ledger's lines about it,
-    `experiment` what is known of the open experiment and of those before.
+    signature and its reference profile; `diagnosis` what training measured of it on held-out rows,
+    `card` its model card. They return None where there is none. `decisions` reads the ledger's
+    lines about it, `experiment` what is known of the open experiment and of those before.
     """
 
     use_case: UseCase
@@ -45,6 +45,7 @@ class Subject:
     search: Callable[[search.Query], tuple[list[dict[str, Any]], search.Found]]
     model: Callable[[], tuple[int, dict[str, Any], dict[str, Any]] | None]
     diagnosis: Callable[[], dict[str, Any] | None]
+    card: card.Read
     decisions: ledger.Read
     experiment: Callable[[], dict[str, Any]]
 
@@ -117,6 +118,7 @@ def dashboard(subjects: Sequence[Subject], version: str) -> APIRouter:
         _add_search(router, prefix, subject)
         _add_schema(router, prefix, subject)
         _add_diagnosis(router, prefix, subject)
+        card.add_card(router, prefix, subject.use_case.name, subject.card)
 
     async def site() -> dict[str, Any]:
         """Say which use cases there are and where their routes begin: no data, so no key."""

@@ -19,6 +19,7 @@ from mlops.errors import LogUnavailableError, MlopsError
 from mlops.improve.chain import Verification
 from mlops.improve.decisions import Decision
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.card import card_of_bundle
 from mlops.loop.verdict import report
 from mlops.monitor import search
 from mlops.monitor.log import PredictionLog
@@ -55,12 +56,20 @@ def _subject(
             return None
         return {"model_version": champion.version, **json.loads(path.read_bytes())}
 
+    def card() -> tuple[int, str] | None:
+        champion = service.champion
+        if champion is None:
+            return None
+        text = card_of_bundle(service.use_case, champion.bundle, champion.version)
+        return champion.version, text
+
     return Subject(
         service.use_case,
         functools.partial(_look, service, logs, alerts, settings),
         functools.partial(_search, service.use_case.name, logs),
         model,
         diagnosis,
+        card,
         functools.partial(_decisions, service.use_case.name, settings),
         lambda: report(service.use_case, settings()),
     )

@@ -14,10 +14,10 @@ from mlops.deploy import problems
 from mlops.deploy.service import Service
 from mlops.errors import NotTrainedError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.card import card_of_bundle
 from mlops.loop.follow import open_champion
 from mlops.loop.predict import InvalidRequestError
 from mlops.package.bundle import open_bundle
-from mlops.package.card import model_card
 from mlops.settings import Settings, read_settings
 from mlops.usecases import find
 
@@ -68,9 +68,7 @@ def card(
     settings = settings or read_settings()
     version = _version(name, number, settings)
     bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
-    parts = ("signature", "metrics", "training", "explanation", "intervals")
-    documents = {part: getattr(bundle, part) for part in parts}
-    text = model_card(find(name), documents, bundle.provenance, name=f"version {version.version}")
+    text = card_of_bundle(find(name), bundle, version.version)
     if to is not None:
         from mlops.build.data import write_whole
 

@@ -1,7 +1,12 @@
-"""What training seals of quality: losses of the test rows, and cells for the estimate."""
+"""What training seals of quality: losses of the test rows, and cells for the estimate.
+
+And what it notes of the cost of an answer.
+"""
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any
 
 import numpy as np
@@ -14,9 +19,11 @@ from mlops.build.training import Answers, Trained
 from mlops.monitor import estimate
 from mlops.monitor.performance import sealable
 from mlops.monitor.quality import contributions, measure
+from mlops.package.model import OnnxModel
 from mlops.records import Prediction
 from mlops.usecase import UseCase
 
+TIMED_ROWS = 200
 SMALLEST_ERROR = 1.0
 """Of a classification; squared errors can be as small as they like."""
 
@@ -46,6 +53,22 @@ def quality_to_seal(use_case: UseCase, parts: Split, one: Trained) -> dict[str, 
     actual = _as_truths(use_case, parts.y_test)
     sums = measure(use_case, tested, actual, lambda bundle, rows: None)
     return sealable(sums, {**tree, **measured})
+
+
+def target_to_seal(actual: np.ndarray) -> dict[str, float]:
+    """Return the range of the training targets, and the share of rows at its upper end."""
+    low, high = float(actual.min()), float(actual.max())
+    return {"lowest": low, "highest": high, "share_at_highest": float((actual == high).mean())}
+
+
+def microseconds(model: OnnxModel, rows: np.ndarray) -> float:
+    """Return what one row takes in the graph: the median of many, in processor time."""
+    times = []
+    for number in range(TIMED_ROWS):
+        row, started = rows[number % len(rows)][None], time.thread_time()
+        model.run(row)
+        times.append(time.thread_time() - started)
+    return statistics.median(times) * 1e6
 
 
 def _as_logged(use_case: UseCase, X: pd.DataFrame, answers: Answers) -> list[Prediction]:

@@ -17,7 +17,17 @@ from mlops.package.bundle import open_bundle
 from mlops.settings import Settings
 from mlops.usecase import UseCase
 
-DECIDING = ("calibration", "conformal", "data", "growth", "pipeline", "profile", "risk", "training")
+DECIDING = (
+    "calibration",
+    "conformal",
+    "data",
+    "energy",
+    "growth",
+    "pipeline",
+    "profile",
+    "risk",
+    "training",
+)
 """Modules of `build` by which a model becomes what it is."""
 MEASURING = ("estimate", "performance", "quality")
 """Modules of `monitor` by which the quality is measured that is sealed."""

@@ -17,11 +17,16 @@ from mlops.build.profile import golden_rows, reference_profile, training_ranges
 from mlops.build.training import Trained, baseline, train_candidate, winner
 from mlops.errors import UsageError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.card import card_of
 from mlops.loop.diagnose import diagnose, drawn, keep_diagnosis
 from mlops.loop.finished import Done, Finished
 from mlops.loop.intervals import intervals_to_seal
 from mlops.loop.products import introduce, numbered
-from mlops.loop.quality import quality_to_seal
+from mlops.loop.quality import (
+    microseconds,
+    quality_to_seal,
+    target_to_seal,
+)
 from mlops.loop.recipe import libraries, recipe
 from mlops.loop.report import Report, Silent
 from mlops.loop.runs import keep_run
@@ -31,7 +36,6 @@ from mlops.loop.watching import SEALED
 from mlops.monitor.drift import columns
 from mlops.monitor.drift.profile import Profile
 from mlops.package.bundle import golden_answers, seal
-from mlops.package.card import model_card
 from mlops.package.explanation import explanation_document
 from mlops.package.export import to_onnx
 from mlops.package.intervals import conformal_of
@@ -386,7 +390,8 @@ def _seal(
         "sealed_utc": clock.stamp(),
         "commit": commit(settings.home),
         "user": user(),
-        "seconds": one.seconds,
+        **one.spent._asdict(),
+        "serving": {"bytes": len(graph), "microseconds": microseconds(model, golden)},
         "data_origin": lesson.table.origin,
         **lesson.told,
         **origin,
@@ -398,7 +403,7 @@ def _seal(
         pipeline=pickled.getvalue(),
         provenance=provenance,
         interval_model=interval_model,
-        card=model_card(use_case, documents, provenance),
+        card=card_of(use_case, documents, provenance),
         key=settings.signing_key,
     )
 
@@ -434,6 +439,7 @@ def _training(lesson: Lesson, one: Trained, parity: Parity) -> dict[str, Any]:
         "rows_test": len(parts.X_test),
         "rows_dropped": table.dropped,
         "rows_shared": parts.shared_rows,
+        "target": target_to_seal(parts.y_train),
         "held_out_fingerprint": parts.fingerprint,
         **lesson.stated,
         "parity": dataclasses.asdict(parity),

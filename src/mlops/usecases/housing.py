@@ -18,6 +18,7 @@ from typing import Any
 
 from mlops.errors import DataError
 from mlops.usecase import (
+    About,
     Candidate,
     Coordinates,
     Fairness,
@@ -285,6 +286,23 @@ HOUSING = UseCase(
                 "high": {"median_income": (5.0, math.inf)},
             },
         ),
+    ),
+    about=About(
+        row="A block group of the census of 1990 in California: the smallest area that the Census "
+        "Bureau publishes sample data of, with 600 to 3,000 people as a rule.",
+        data="Counts and medians of 20,640 block groups, put together by R. K. Pace and R. Barry "
+        '("Sparse Spatial Autoregressions", Statistics and Probability Letters 33, 1997). Groups '
+        "that reported zero for any of these were left out. Incomes and values are what people "
+        "stated; medians of values are cut off at 500,000 dollars, of incomes at 150,000, and of "
+        "ages at 52 years.",
+        intended="To learn and to show how a model is trained, served and watched; to compare "
+        "methods; to estimate what houses of a block group were worth in 1990.",
+        misuse="Prices of today, of one house, or of another state. Loans, insurance, taxes, rents "
+        "or any decision about people: income and place stand for who lives there.",
+        fairness="The table says nothing of origin, language or age of people, and a model without "
+        "them is not fair for that: income and place go along with them, in 1990 after decades of "
+        "redlining. Errors in dollars are larger where houses are dear, and prices beyond the cut "
+        "are always too low.",
     ),
     derived=(
         Ratio("AveRooms", "total_rooms", "households", "rooms a household"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlops.usecase import Candidate, Feature, Range, Slice, Source, Target, UseCase
+from mlops.usecase import About, Candidate, Feature, Range, Slice, Source, Target, UseCase
 
 SPECIES = ("setosa", "versicolor", "virginica")
 
@@ -109,6 +109,13 @@ IRIS = UseCase(
             "petal_width": 2.5,
         },
     },
+    about=About(
+        row="One flower.",
+        data="150 irises, 50 of each of three species, collected and measured by E. Anderson, "
+        "published by R. A. Fisher (Annals of Eugenics 7, 1936).",
+        intended="To learn and to show how a classifier is trained, served and watched.",
+        misuse="Any other species: each flower is given one of the three.",
+    ),
     slices=(
         Slice(
             "petal",

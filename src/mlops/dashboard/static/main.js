@@ -2,6 +2,7 @@
 
 import { get, key, live, root, Trouble } from "./api.js";
 import { absent, h } from "./dom.js";
+import { card } from "./card.js";
 import { experiment } from "./experiment.js";
 import { ledger } from "./ledger.js";
 import { overview } from "./overview.js";
@@ -14,6 +15,7 @@ const main = document.getElementById("main");
 const VIEWS = {
   "": ["Monitor", useCase], try: ["Try it", tryIt], predictions: ["Predictions", predictions],
   experiment: ["Experiment", experiment], ledger: ["Ledger", ledger],
+  card: ["Model card", card],
 };
 
 function theme() {
