@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from mlops.build.tuning import Here, Outcome, Rows, Task, search, searchable, tu
 from mlops.build.workers import Workers
 from mlops.errors import DataError, TrainingError, UsageError
 from mlops.improve.ledger import Ledger
+from mlops.loop import tune as tuning
+from mlops.loop.report import Silent
 from mlops.loop.train import train
 from mlops.loop.tune import Tuning, duration, tune
 from mlops.package.bundle import open_bundle
@@ -457,6 +461,30 @@ def test_the_budget_ends_a_search_that_could_go_on_for_long(fresh):
     assert result.ended == "budget"
     assert 1 <= result.trials < 100_000
     assert result.counts["finished"] + result.counts["pruned"] == result.trials
+
+
+def test_a_budget_alone_is_searched_for_all_of_its_time(fresh, monkeypatch):
+    class Impatient(Silent):
+        @contextlib.contextmanager
+        def steps(self, title: str, total: int | None) -> Iterator[Callable[[str], None]]:
+            assert total is None, "nobody knows how many there will be"
+            calls = itertools.count()
+            yield lambda name: os.kill(os.getpid(), signal.SIGINT) if next(calls) == 5 else None
+
+    monkeypatch.setattr(tuning, "TRIALS", 1)
+    more = {"candidates": (DISCRIMINANT,), "jobs": 1, "settings": fresh}
+    result = tune("iris", budget="10m", report=Impatient(), **more)
+    assert result.ended == "interrupt"
+    assert result.trials > 1
+    again = tune("iris", **more)
+    assert (again.ended, again.trials) == ("trials", result.trials), "without either so many"
+
+
+def test_what_is_trained_on_demand_is_tuned_when_it_is_named():
+    named = dataclasses.replace(TREE, name="Product")
+    use_case = dataclasses.replace(IRIS, candidates=(TREE,), on_demand=(named,))
+    assert searchable(use_case) == (TREE,)
+    assert searchable(use_case, ("Product",)) == (named,)
 
 
 def test_a_budget_in_which_nothing_can_be_finished_is_no_error_but_says_so(fresh, capsys):

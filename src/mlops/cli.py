@@ -318,12 +318,22 @@ def track(
 def tune(
     use_case: UseCaseName,
     trials: Annotated[
-        int, typer.Option(min=1, help="How many the study shall have, with those it has already")
-    ] = 50,
-    budget: Annotated[str, typer.Option(help="The longest to search: 90s, 10m, 1h")] = "10m",
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many the study shall have, with those it has already; unset: 50, or with"
+            " --budget as many as it has time for",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="The longest to search: 90s, 10m, 1h; unset: 10m")
+    ] = None,
     candidate: Annotated[
         list[str] | None,
-        typer.Option(help="Tune this one alone (may be repeated); all with a search space"),
+        typer.Option(
+            help="Tune this one alone (may be repeated), also a product of a profile; unset: all"
+            " plain ones with a search space"
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trials at the same time; as many as cores")
@@ -337,7 +347,7 @@ def tune(
     gives the same trials again; with more, they also depend on which trial ends first.
     The best one is trained by `mlops train USE_CASE --from-study`.
 
-    Examples: `mlops tune housing --trials 50 --budget 10m` · `mlops tune iris --trials 20` ·
+    Examples: `mlops tune housing --budget 30m` · `mlops tune iris --trials 20` ·
     `mlops tune housing --candidate GradientBoosting --jobs 1`
     """
     from mlops.loop.tune import tune as run

@@ -119,7 +119,7 @@ def search(
     study: Study,
     team: Team,
     *,
-    trials: int,
+    trials: float,
     stop: Callable[[], bool],
     finished: Callable[[Attempt], None],
 ) -> None:
@@ -192,15 +192,16 @@ def tuned(candidate: Candidate, parameters: Mapping[str, Any]) -> Candidate:
 
 
 def searchable(use_case: UseCase, names: tuple[str, ...] = ()) -> tuple[Candidate, ...]:
-    """Return the candidates to tune: those named, or all that declare a search space.
+    """Return the candidates to tune: those named, or all plain ones that declare a search space.
 
     Raises `UsageError` for a name that is unknown or declares none, and for one whose estimator
     lacks a parameter that is searched; of those not named, the latter are left out with a warning.
     """
-    found = {c.name: c for c in use_case.candidates if c.search}
+    declared = (*use_case.candidates, *(c for c in use_case.on_demand if c.name in names))
+    found = {c.name: c for c in declared if c.search}
     for name in names:
         if name not in found:
-            known = name in {c.name for c in use_case.candidates}
+            known = name in {c.name for c in declared}
             raise UsageError(
                 f"{use_case.name} has no {'search space for' if known else 'candidate'} {name!r}",
                 f"can be tuned: {', '.join(found) or 'none'}",

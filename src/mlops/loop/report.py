@@ -20,7 +20,9 @@ Advance = Callable[[str], None]
 class Report(Protocol):
     def say(self, line: str) -> None: ...
 
-    def steps(self, title: str, total: int) -> contextlib.AbstractContextManager[Advance]: ...
+    def steps(self, title: str, total: int | None) -> contextlib.AbstractContextManager[Advance]:
+        """Tell of steps as they are made; `total` is None where nobody knows how many there are."""
+        ...
 
 
 class Silent:
@@ -30,7 +32,7 @@ class Silent:
         pass
 
     @contextlib.contextmanager
-    def steps(self, title: str, total: int) -> Iterator[Advance]:
+    def steps(self, title: str, total: int | None) -> Iterator[Advance]:
         yield lambda name: None
 
 
@@ -44,7 +46,7 @@ class OnConsole:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def steps(self, title: str, total: int) -> Iterator[Advance]:
+    def steps(self, title: str, total: int | None) -> Iterator[Advance]:
         if not self.console.is_terminal:
             self.say(f"{title} …")
             yield lambda name: None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 import signal
 import statistics
@@ -68,14 +69,16 @@ class Tuning:
 def tune(
     name: str,
     *,
-    trials: int = TRIALS,
-    budget: str = BUDGET,
+    trials: int | None = None,
+    budget: str | None = None,
     candidates: tuple[str, ...] = (),
     jobs: int | None = None,
     settings: Settings | None = None,
     report: Report | None = None,
 ) -> Tuning:
     """Search until the study has `trials` in all, or for `budget` (90s, 10m, 1h); then track it.
+
+    With a budget alone it goes on for all of it; without either, 50 trials or ten minutes.
 
     Tries all `candidates` that declare a search space, unless some are named, in `jobs` processes
     (one: this process; unless told, as many as there are cores). Ctrl-C ends the search early; a
@@ -91,15 +94,16 @@ def tune(
     started = time.monotonic()
     settings = settings or read_settings()
     report = report or Silent()
-    deadline = started + duration(budget)
+    limit = math.inf if trials is None and budget else trials or TRIALS
+    deadline = started + duration(budget or BUDGET)
     use_case = find(name)
     chosen = searchable(use_case, candidates)
     parts = split(use_case, prepare(use_case, settings.data).frame)
     path = study_file(settings, use_case)
     with alone(path), usable(path):
         study = Study(path, use_case, chosen, parts)
-        _introduce(study, path, name, trials, report)
-        ended = _search(study, use_case, parts, trials, deadline, jobs, report)
+        _introduce(study, path, name, limit, report)
+        ended = _search(study, use_case, parts, limit, deadline, jobs, report)
         result = _result(study, use_case, path, ended, started)
         if ended != "interrupt":
             result = dataclasses.replace(result, tracked_in=_track(study, result, settings, report))
@@ -130,7 +134,7 @@ def duration(text: str) -> float:
     return float(found[1]) * SECONDS[found[2]]
 
 
-def _introduce(study: Study, path: Path, name: str, trials: int, report: Report) -> None:
+def _introduce(study: Study, path: Path, name: str, trials: float, report: Report) -> None:
     before = study.counted()
     if before >= trials:
         report.say(
@@ -152,20 +156,21 @@ def _search(
     study: Study,
     use_case: UseCase,
     parts: Split,
-    trials: int,
+    trials: float,
     deadline: float,
     jobs: int | None,
     report: Report,
 ) -> Literal["trials", "budget", "interrupt"]:
-    left = len(study.not_yet_declared()) + max(0, trials - study.counted())
+    left: float = len(study.not_yet_declared()) + max(0, trials - study.counted())
     if not left:
         return "trials"
     rows = Rows(use_case, parts.X_train, parts.y_train)
-    count = min(jobs or joblib.cpu_count(), left)
+    count = int(min(jobs or joblib.cpu_count(), left))
+    total = None if math.isinf(left) else int(left)
     with (
         _ctrl_c() as interrupted,
         contextlib.ExitStack() as stack,
-        report.steps(f"{use_case.name}: tuning", left) as advance,
+        report.steps(f"{use_case.name}: tuning", total) as advance,
     ):
         team: Workers | Here = Here(rows)
         if count > 1:
