@@ -175,6 +175,10 @@ def test_one_product_becomes_champion_and_each_answers_under_its_alias(known):
     told = [(one.action, one.version) for one in decisions(known)][-3:]
     fast, accurate = result.products["fast"], result.products["accurate"]
     assert told == [("alias", fast), ("promote", accurate), ("alias", accurate)]
+    [alias] = [one for one in decisions(known) if (one.action, one.version) == ("alias", fast)]
+    assert (alias.rule, alias.evidence[0]) == ("gates", {"alias": "fast"})
+    assert all(one["outcome"] != "fail" for one in alias.evidence[1:])
+    assert len(alias.evidence) == 10, "what nine gates said"
     server = start_server(known.home, "iris")
     try:
         row = next(iter(IRIS.examples.values()))
@@ -336,9 +340,7 @@ def test_the_verb_trains_promotes_and_says_where_each_answers(type_in, known, mo
     assert code == 0, printed
     assert "Careful: version 5" in printed, "never a plain one in its place"
     code, printed = type_in("show", "iris")
-    assert (
-        "profile accurate: two of them (about 2 minutes on two cores): accurate = Care" in printed
-    )
+    assert "profile accurate: two of them (about 2 min on two cores): accurate = Care" in printed
 
 
 def test_the_verb_ends_as_a_refused_promotion_does_where_a_product_is_refused(

@@ -233,15 +233,32 @@ class Ledger:
         found: Any = self._database.execute(query, (use_case,))
         return dict(found)
 
-    def set_alias(self, version: Version, alias: str, *, reason: str = "", by: str = "") -> None:
+    def set_alias(
+        self,
+        version: Version,
+        alias: str,
+        *,
+        reason: str = "",
+        evidence: Sequence[Mapping[str, Any]] = (),
+        rule: str = "",
+        by: str = "",
+    ) -> None:
         """Let a version answer under a name of its own too; the name may have been another's.
 
         Raises `UsageError` for a name that cannot stand in a path or is reserved.
         """
         with transaction(self._database):
-            self._name(version, alias, reason, by)
+            self._name(version, alias, reason, by, evidence, rule)
 
-    def _name(self, version: Version, alias: str, reason: str, by: str) -> None:
+    def _name(
+        self,
+        version: Version,
+        alias: str,
+        reason: str,
+        by: str,
+        evidence: Sequence[Mapping[str, Any]] = (),
+        rule: str = "",
+    ) -> None:
         if not ALIAS.fullmatch(alias) or alias in RESERVED:
             raise UsageError(
                 f"{alias!r} cannot be an alias",
@@ -254,7 +271,7 @@ class Ledger:
             " DO UPDATE SET version = excluded.version",
             (version.use_case, alias, version.version),
         )
-        self._decide("alias", version, before, reason, [{"alias": alias}], "", by)
+        self._decide("alias", version, before, reason, [{"alias": alias}, *evidence], rule, by)
 
     def remove_alias(self, use_case: str, alias: str, *, reason: str = "", by: str = "") -> None:
         """Let nobody answer under this name any more. Raises `UsageError` if nobody did."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import apsw
 
@@ -76,14 +77,24 @@ def aliases(name: str, *, settings: Settings | None = None) -> dict[str, int]:
 
 
 def set_alias(
-    name: str, alias: str, number: int, *, reason: str = "", settings: Settings | None = None
+    name: str,
+    alias: str,
+    number: int,
+    *,
+    reason: str = "",
+    evidence: Sequence[Mapping[str, Any]] = (),
+    settings: Settings | None = None,
 ) -> dict[str, int]:
-    """Give a version a name; return all there are. Raises `BundleError` if it cannot be opened."""
+    """Give a version a name; return all there are. Raises `BundleError` if it cannot be opened.
+
+    `evidence` is what gates said, where they were asked.
+    """
     settings = settings or read_settings()
     with _writing(name, settings) as ledger:
         version = ledger.version(name, number)
         open_champion(find(name), version, settings)
-        ledger.set_alias(version, alias, reason=reason, by=user())
+        rule = "gates" if evidence else ""
+        ledger.set_alias(version, alias, reason=reason, evidence=evidence, rule=rule, by=user())
         return ledger.aliases(name)
 
 

@@ -138,9 +138,13 @@ def settle(
                         report=report,
                     )
                 elif _aliases(name, settings).get(alias) != versions[alias]:
-                    admit(name, versions[alias], against=against.get(alias), settings=settings)
-                    why = reason or f"product {alias} of the profile {profile}: the gates let it"
-                    set_alias(name, alias, versions[alias], reason=why, settings=settings)
+                    said = admit(
+                        name, versions[alias], against=against.get(alias), settings=settings
+                    )
+                    why = reason or f"product of the profile {profile}: the gates let it pass"
+                    set_alias(
+                        name, alias, versions[alias], reason=why, evidence=said, settings=settings
+                    )
             except GateError as error:
                 refused[alias] = f"{alias}: {error.message}"
     there = _aliases(name, settings)

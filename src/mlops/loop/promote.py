@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from mlops.errors import ChampionMovedError, GateError, TrackingError, UsageError
@@ -13,7 +14,7 @@ from mlops.loop.evidence import gather
 from mlops.loop.report import Report, Silent
 from mlops.loop.track import pending, tracking_of
 from mlops.loop.verdict import found_so_far
-from mlops.package.bundle import open_bundle
+from mlops.package.bundle import verify
 from mlops.settings import Settings, read_settings
 from mlops.track.registry import mirror_champion
 from mlops.track.runs import user
@@ -93,25 +94,29 @@ def promote(
 
 def admit(
     name: str, number: int, *, against: int | None = None, settings: Settings | None = None
-) -> None:
-    """Ask the gates whether a version may answer beside the champion, without a person.
+) -> list[Any]:
+    """Ask the gates whether a version may answer beside the champion; return what they say.
 
-    It is held against the champion, or against the version that `against` names. Raises `GateError`
-    for one that they keep out, which is written down, or that the guard rolled back; `BundleError`.
+    Nobody need be there. It is held against the champion, or against the version that `against`
+    names. Raises `GateError` for one that they keep out, which is written down, or that the guard
+    rolled back; `BundleError`.
     """
     settings = settings or read_settings()
     with Ledger(settings.state_database) as ledger:
         version = ledger.version(name, number)
         other = ledger.champion(name) if against is None else ledger.version(name, against)
-        _ask(ledger, find(name), version, other, settings, force=False, by_machine=True)
+        _, evidence = _ask(
+            ledger, find(name), version, other, settings, force=False, by_machine=True
+        )
+    return evidence
 
 
 def _product(use_case: UseCase, version: Version, settings: Settings) -> str:
     """Return the alias that a version has as a product, "" if it is none. Raises `BundleError`."""
     if not use_case.profiles:
         return ""
-    bundle = open_bundle(settings.bundles / version.bundle, key=settings.signing_key)
-    return use_case.product_of(bundle.training)
+    files = verify(settings.bundles / version.bundle, key=settings.signing_key)
+    return use_case.product_of(json.loads(files["training.json"]))
 
 
 def _ask(

@@ -13,7 +13,7 @@ from mlops.tables import line, promotion, table_of
 def draw_profiles(result: Mapping[str, Any], console: Console) -> None:
     for one in result["profiles"]:
         products = ", ".join(f"{p['alias']} = {p['candidate']}" for p in one["products"])
-        took = f"about {one['minutes']:g} minutes on two cores"
+        took = f"about {one['minutes']:g} min on two cores"
         line(console, f"profile {one['name']}: {one['says']} ({took}): {products}")
 
 
