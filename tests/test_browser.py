@@ -241,6 +241,12 @@ def test_the_form_predicts_and_its_slider_and_number_say_the_same(
     said = page.locator(".big").inner_text()
     assert int(said.strip("$").replace(",", "")) == pytest.approx(1e5 * row["prediction"], rel=1e-3)
     expect(page.locator(".result")).to_contain_text("of the training rows’ answers")
+    asked = f"/housing/predictions/{row['prediction_id']}?interval=true"
+    low = server.request(asked)[1]["interval"]["low"]
+    interval = page.locator(".result .interval")
+    expect(interval).to_contain_text("In 90 % of such cases the truth is $")
+    dollars = interval.inner_text().split("$")[1].split()[0]
+    assert int(dollars.replace(",", "")) == pytest.approx(1e5 * low, rel=1e-3)
     expect(page.locator(".result .contribution")).to_have_count(len(HOUSING.fields))
 
     income.fill("99")  # allowed, and unlike all that training saw
@@ -262,6 +268,7 @@ def test_a_use_case_shows_truth_quality_and_drift_with_verdicts(watched: Watched
     expect(income.locator(".badge")).to_have_text("▲ alarm")
     expect(page.locator("#quality figure")).to_be_visible()
     expect(page.locator("#quality .lead")).to_contain_text("the truth has come for")
+    expect(page.locator("#quality")).to_contain_text("truths lay within theirs; 90.0 % is promised")
     expect(page.locator("#accuracy .choice")).to_contain_text("Live: the newest")
     expect(page.locator("#accuracy svg")).to_be_visible()
     page.get_by_label("Errors, live").check()
@@ -274,6 +281,7 @@ def test_a_prediction_shows_its_truth_and_its_explanation(watched: Watched) -> N
     page = watched.open("/dashboard/housing/predictions?told=true")
     page.locator("tbody a").first.click()
     expect(page.locator("#truth")).to_contain_text("Predicted too")
+    expect(page.locator(".answer .interval")).to_contain_text("In 90 % of such cases")
     expect(page.locator("#why .contribution")).to_have_count(len(HOUSING.fields))
 
 

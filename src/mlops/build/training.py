@@ -72,11 +72,8 @@ def train_candidate(use_case: UseCase, candidate: Candidate, split: Split) -> Tr
     X, y, weights = split.X_train, split.y_train, split.weights
     answered = [_answer_fold(use_case, candidate, X, y, number, weights) for number in range(FOLDS)]
     folds = [scores(use_case, y[rows], answers.prediction) for rows, answers in answered]
-    pipeline, held_out, calibration = (
-        fit(candidate, use_case, X, y, weights),
-        _in_order(answered),
-        None,
-    )
+    pipeline = fit(candidate, use_case, X, y, weights)
+    held_out, calibration = _in_order(answered), None
     if held_out.probabilities is not None:
         found = calibrate(held_out.probabilities, y, [rows for rows, _ in answered], weights)
         held_out = held_out._replace(probabilities=found.probabilities)
