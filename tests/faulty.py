@@ -5,7 +5,7 @@ end-at-once    the same, and SIGTERM ends it on the spot
 forget-keys    idempotency keys are ignored, and answers go out 30 ms after they are committed
 torn-lines     each second line of the log file is written without its end
 wrong-version  each seventh answer says that another version gave it
-look-seldom    it looks for a new champion each three seconds only
+switch-late    it says that it has taken up what was decided, and does so three seconds later
 ask-registry   it asks the model registry before it begins
 keep-requests  of each group of requests it keeps 20 kB for ever
 keep-files     with each model that begins to answer a file stays open
@@ -34,7 +34,7 @@ from mlops.cli import main
 from mlops.deploy import service
 from mlops.deploy.predictor import Champion
 from mlops.deploy.protocol import Protocol
-from mlops.loop import serve as following
+from mlops.loop.follow import Follower, Wanted
 from mlops.loop.workers import Supervisor
 from mlops.monitor import logfile
 from mlops.monitor.log import PredictionLog
@@ -96,8 +96,15 @@ def wrong_version() -> None:
     Champion.predict = predict_wrongly  # type: ignore[method-assign,assignment]
 
 
-def look_seldom() -> None:
-    following.SECONDS_BETWEEN_LOOKS = 3.0
+def switch_late() -> None:
+    take = Follower._take
+
+    def late(self: Follower, found: Wanted) -> None:
+        self._tell()
+        time.sleep(3)
+        take(self, found)
+
+    Follower._take = late  # type: ignore[method-assign]
 
 
 def ask_registry() -> None:

@@ -57,7 +57,13 @@ class World:
 
     async def promote(self, use_case: str, version: int, reason: str) -> dict[str, Any]:
         self.promoted.append((use_case, version, reason))
-        return {"use_case": use_case, "version": version, "previous": None, "changed": True}
+        return {
+            "use_case": use_case,
+            "version": version,
+            "previous": None,
+            "changed": True,
+            "late": [],
+        }
 
     async def nothing(self, *_: Any) -> dict[str, Any]:
         raise UsageError("not here")

@@ -144,7 +144,7 @@ def test_r5_writers_without_patience_are_found(world: Worlds) -> None:
 @pytest.mark.slow
 def test_r8_no_worker_answers_with_the_old_version_2_s_after_a_promotion(world: Worlds) -> None:
     holds(champions.promotions(world(), 3, workers=2)[1])
-    is_red(champions.promotions(world("look-seldom"), 1)[1])
+    is_red(champions.promotions(world("switch-late"), 1)[1])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from traffic import Reply, Traffic, post
 
 from benchmarks.reliability.world import Found, World, champions, promote, until
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop import presence
 from mlops.package.bundle import open_bundle
 from mlops.usecases.iris import IRIS
 
@@ -150,6 +151,7 @@ def promotions(
             if done % 2:
                 _try_out(home, now, last)
             promote(home, now)
+            _wait_for_servers(home, now)
             returned = time.monotonic()
             while time.monotonic() - max(last.get(before, 0), returned) < QUIET:
                 if time.monotonic() - returned > LONGEST:
@@ -185,6 +187,14 @@ def promotions(
         Found(said, told and not failed + mixed, size),
         Found(f"{max(stale):.2f} s at most", max(stale) <= 2, size, goal=max(stale) < 0.005),
     )
+
+
+def _wait_for_servers(home: Path, version: int) -> None:
+    """As `mlops promote` does, whose gates would refuse these models."""
+    with Ledger(home / "models" / "state.db") as ledger:
+        line = ledger.last_line()
+    if late := presence.wait(home / "models" / "serving", "iris", line, version):
+        raise RuntimeError("; ".join(late))
 
 
 def _try_out(home: Path, challenger: int, last: dict[int, float]) -> None:

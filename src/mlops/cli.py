@@ -433,7 +433,7 @@ def promote(
     over: Annotated[int | None, typer.Option(help="Only if this version is champion now")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the gates, then make a version champion. A running server follows within a second.
+    """Ask the gates, then make a version champion. Returns when running servers have switched.
 
     Examples: `mlops promote housing` ·
     `mlops promote housing 1 --force --reason "version 2 misprices the coast"`

@@ -350,6 +350,11 @@ class Settings(BaseSettings):
         return self.models / "diagnoses"
 
     @property
+    def serving(self) -> Path:
+        """Which processes serve, and what they have taken up: see `loop/presence.py`."""
+        return self.models / "serving"
+
+    @property
     def state_database(self) -> Path:
         return self.models / "state.db"
 

@@ -211,6 +211,7 @@ def promotion(result: Any, console: Console) -> None:
     version = result.version
     if not result.changed:
         line(console, f"{version.use_case}: version {version.version} is champion already")
+        late(result, console)
         return
     table = table_of("gate", "outcome", "says")
     for verdict in result.verdicts:
@@ -218,6 +219,13 @@ def promotion(result: Any, console: Console) -> None:
     console.print(table)
     before = "no champion before" if result.previous is None else f"before: {result.previous}"
     line(console, f"{version.use_case}: version {version.version} is champion ({before})")
+    late(result, console)
+
+
+def late(result: Any, console: Console) -> None:
+    """Say which processes of a server do not answer with a champion yet."""
+    for says in result.late:
+        line(console, f"{says} — see its log: mlops logs")
 
 
 def tracked(

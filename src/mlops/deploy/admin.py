@@ -63,12 +63,13 @@ class ExperimentRequest(BaseModel):
 
 
 class PromotionAnswer(BaseModel):
-    """Who answers now, or within a second."""
+    """Who answers now; `late` names processes of the server that do not answer with it yet."""
 
     use_case: str
     version: int
     previous: int | None
     changed: bool
+    late: list[str]
 
 
 class ExperimentAnswer(BaseModel):

@@ -133,6 +133,19 @@ class GroupCommit:
         self._timings_are_due()
         return done
 
+    def settle(self) -> asyncio.Future[None]:
+        """Return a future that is done when all that was asked so far is answered."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settled(_: bool) -> None:
+            if not done.done():
+                done.set_result(None)
+
+        # Groups are answered in turn, so the next one's answers are after those of all before.
+        self._next.recorded.append(settled)
+        self._schedule()
+        return done
+
     async def close(self) -> None:
         """Wait until all that was asked is answered. New requests must not come any more."""
         while self._committing or self._syncing:

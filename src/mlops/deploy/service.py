@@ -36,7 +36,7 @@ from mlops.usecase import UseCase
 
 KEPT_BODY_BYTES = 2_000
 LONGEST_FLUSH = 1.0
-"""Seconds that `/metrics` waits for the last answers to be counted."""
+"""Seconds that `/metrics` waits for the last answers to be counted, and `settled` for others."""
 READ_INLINE_BYTES = 512 * 1024
 """A larger body is read in a thread, so that others are answered meanwhile."""
 MOST_ROWS_WAITING = 2 * LARGEST_BATCH
@@ -145,6 +145,13 @@ class Service:
         self._group.lineup = lineup if isinstance(lineup, Lineup) else Lineup(lineup)
         self.trouble = trouble
         self._failures = set()
+
+    async def settled(self) -> bool:
+        """Wait until all that was asked so far is answered; False if that takes a second."""
+        if self._group is None:
+            return True
+        done, _ = await asyncio.wait([self._group.settle()], timeout=LONGEST_FLUSH)
+        return bool(done)
 
     def rehearse(self, champion: Champion, rows: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
         """Return what this champion would answer to rows of field values; nothing is recorded.

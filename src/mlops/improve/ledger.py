@@ -117,12 +117,10 @@ class Ledger:
     def close(self) -> None:
         self._database.close()
 
-    def head(self) -> str:
-        """Return the hash of the last line: nothing was decided while it stays the same."""
-        query = "SELECT hash FROM decisions ORDER BY id DESC LIMIT 1"
-        for (last,) in self._database.execute(query):
-            return str(last)
-        return chain.START
+    def last_line(self) -> int:
+        """Return the number of the last line, 0 of none: while it stays nothing was decided."""
+        number: Any = self._database.execute("SELECT ifnull(max(id), 0) FROM decisions").fetchone()
+        return int(number[0])
 
     def versions(self, use_case: str) -> list[Version]:
         """Return the registered versions, oldest first."""

@@ -63,6 +63,7 @@ def _changed(use_case: str, result: dict[str, Any]) -> dict[str, Any]:
         "version": result["version"]["version"],
         "previous": result["previous"],
         "changed": result["changed"],
+        "late": result["late"],
     }
 
 

@@ -1,7 +1,8 @@
 """Follow the state database: open the versions that are to answer, and let them.
 
 A server looks every half second. Whatever is decided is a line of the ledger, so while its last
-line stays the same there is nothing to do.
+line stays the same there is nothing to do. It tells who waits for it what it has taken up
+(`presence.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mlops.deploy.service import Service
 from mlops.errors import BundleError, MlopsError
 from mlops.improve.experiments import Experiment
 from mlops.improve.ledger import FALLBACK, Ledger, Version
+from mlops.loop.presence import Presence
 from mlops.package.bundle import GOLDEN_TOLERANCE, open_bundle
 from mlops.settings import Settings
 from mlops.usecase import UseCase
@@ -103,12 +105,19 @@ class Follower:
     bundle may be restored, or sealed again.
     """
 
-    def __init__(self, service: Service, ledger: Ledger, settings: Settings) -> None:
+    def __init__(
+        self,
+        service: Service,
+        ledger: Ledger,
+        settings: Settings,
+        presence: Presence | None = None,
+    ) -> None:
         self._service = service
         self._ledger = ledger
         self._settings = settings
+        self._presence = presence
         self._seen: Wanted | None = None
-        self._head = ""
+        self._line = self._told = -1
         self._try_again = math.inf
         self._missed: Version | None = None
         self._opened: dict[tuple[int, str], Champion] = {}
@@ -117,18 +126,33 @@ class Follower:
         """Take up what was decided, if anything was."""
         if (found := self._news()) is not None:
             self._take(found)
+        self._tell()
 
     async def look_aside(self) -> None:
-        """The same, opening bundles in a thread so that requests go on being answered."""
-        if (found := self._news()) is not None:
+        """The same, opening bundles in a thread so that requests go on being answered.
+
+        That it was taken up is told when no answer of those before is on its way any more.
+        """
+        found = self._news()
+        if found is not None:
             await asyncio.to_thread(self._take, found)
+        if (found is not None or self._line != self._told) and await self._service.settled():
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._presence:
+            champion = self._service.champion
+            version = champion.version if champion else None
+            self._presence.tell(self._line, version, self._service.trouble)
+        self._told = self._line
 
     def _news(self) -> Wanted | None:
-        head, late = self._ledger.head(), time.monotonic() >= self._try_again
-        if head == self._head and not late:
+        # Read first: what is read after it may hold more than is told, but never less.
+        line, late = self._ledger.last_line(), time.monotonic() >= self._try_again
+        if line == self._line and not late:
             return None
         found = wanted(self._ledger, self._service.use_case.name)
-        self._head = head
+        self._line = line
         if found == self._seen and not late:
             return None
         return found

@@ -10,6 +10,7 @@ from mlops.errors import ChampionMovedError, GateError, TrackingError, UsageErro
 from mlops.improve import guard
 from mlops.improve.gates import Verdict, check_all
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop import presence
 from mlops.loop.evidence import gather
 from mlops.loop.report import Report, Silent
 from mlops.loop.track import pending, tracking_of
@@ -24,12 +25,16 @@ from mlops.usecases import find
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Promotion:
-    """What came of it. `changed` is false when the version was champion already."""
+    """What came of it. `changed` is false when the version was champion already.
+
+    `late` says which processes of a server do not answer with it yet, and why.
+    """
 
     version: Version
     previous: int | None
     verdicts: tuple[Verdict, ...]
     changed: bool
+    late: tuple[str, ...] = ()
 
 
 def promote(
@@ -51,7 +56,8 @@ def promote(
     rolled back is not for them. With `over` they say which version must be champion. The gates
     hold it against the champion, or against the version that `against` names. If it is the
     challenger of an open experiment, what that found is part of the evidence. A product of a
-    profile takes its alias with it.
+    profile takes its alias with it. It returns when all who serve have switched, or some seconds
+    later: no answer of the version before comes after that.
 
     Raises `GateError`, `BundleError`, or `ChampionMovedError` when another promotion came first.
     """
@@ -68,7 +74,8 @@ def promote(
             if alias and ledger.aliases(name).get(alias) != version.version:
                 ledger.set_alias(version, alias, reason="it is champion", by=user())
             mirror(use_case, version, settings, report)  # it may have failed when it was promoted
-            return Promotion(version, champion.version, (), changed=False)
+            late = presence.wait(settings.serving, name, ledger.last_line(), version.version)
+            return Promotion(version, champion.version, (), changed=False, late=late)
         previous = champion.version if champion else None
         if over is not None and previous != over:
             raise ChampionMovedError(
@@ -88,8 +95,10 @@ def promote(
             by=user(),
             alias=alias,
         )
+        line = ledger.last_line()
     mirror(use_case, version, settings, report)
-    return Promotion(version, previous, tuple(verdicts), changed=True)
+    late = presence.wait(settings.serving, name, line, version.version)
+    return Promotion(version, previous, tuple(verdicts), changed=True, late=late)
 
 
 def admit(

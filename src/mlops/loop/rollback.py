@@ -12,6 +12,7 @@ from mlops.errors import NotTrainedError, UsageError
 from mlops.improve.gates import golden_rows
 from mlops.improve.gates.evidence import Verdict
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop import presence
 from mlops.loop.promote import mirror
 from mlops.loop.report import Report, Silent
 from mlops.package.bundle import golden_difference, open_bundle
@@ -22,17 +23,20 @@ from mlops.usecases import find
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rollback:
-    """The version that answers again, and the one that did."""
+    """The version that answers again, and the one that did; `late` as of a promotion."""
 
     version: Version
     previous: int
     verdicts: tuple[Verdict, ...]
+    late: tuple[str, ...] = ()
 
 
 def rollback(
     name: str, *, reason: str, settings: Settings | None = None, report: Report | None = None
 ) -> Rollback:
     """Go back to the champion before; `reason` is kept in the ledger.
+
+    It waits for those who serve, as a promotion does.
 
     Raises `UsageError` without a reason or a champion before, `BundleError` if that one cannot be
     opened, `ChampionMovedError` if another promotion came first.
@@ -64,5 +68,7 @@ def rollback(
             by=user(),
             alias=use_case.product_of(bundle.training),
         )
+        line = ledger.last_line()
+    late = presence.wait(settings.serving, name, line, version.version)
     mirror(use_case, version, settings, report or Silent())
-    return Rollback(version, champion.version, (verdict,))
+    return Rollback(version, champion.version, (verdict,), late)

@@ -34,6 +34,7 @@ from mlops.loop.experimenting import keep_experimenting
 from mlops.loop.follow import Follower, rehearse
 from mlops.loop.guarding import Guard, keep_guarding
 from mlops.loop.performance import judge, look, measure_of
+from mlops.loop.presence import Presence
 from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import Bundle, open_bundle
@@ -100,7 +101,11 @@ async def _running(
 ) -> AsyncIterator[Lookout]:
     """Let all run, with their logs in `open_logs` by use case, until the server stops."""
     followers, logs, watchers, guards = [], [], [], []
-    with Ledger(settings.state_database) as ledger, KeyStore(settings.access_database) as keys:
+    with (
+        Ledger(settings.state_database) as ledger,
+        KeyStore(settings.access_database) as keys,
+        contextlib.ExitStack() as ends,
+    ):
         rate = parse_rate(settings.rate_limit)
         access.limit(rate / settings.workers if rate else None)
         access.take(keys.known())
@@ -135,7 +140,7 @@ async def _running(
                     rehearsal = functools.partial(rehearse, service)
                     guards.append(Guard(service, prediction_log, rehearsal, settings))
                     service.on_failure = guards[-1].failed
-                follower = Follower(service, ledger, settings)
+                follower = Follower(service, ledger, settings, _presence(service, settings, ends))
                 follower.look()
                 followers.append(follower)
             with Lookout(services, logs, settings) as lookout:
@@ -168,6 +173,17 @@ async def _running(
             open_logs.clear()
             for service in services:
                 await service.stop()
+
+
+def _presence(service: Service, settings: Settings, ends: contextlib.ExitStack) -> Presence | None:
+    """Let promotions know that this serves; None where nobody can promote, as in a sealed image."""
+    try:
+        presence = Presence(settings.serving, service.use_case.name)
+    except OSError as error:
+        log.warning("no promotion will wait for this server: %s", error)
+        return None
+    ends.callback(presence.close)
+    return presence
 
 
 def _answering(service: Service) -> tuple[int, str] | None:

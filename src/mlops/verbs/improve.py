@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mlops.errors import UsageError
-from mlops.tables import line, plain, table_of
+from mlops.tables import late, line, plain, table_of
 from mlops.verbs.console import AsJson, UseCaseName, out, print_result, progress
 
 SHORT = 12
@@ -38,7 +38,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why; the ledger keeps it")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make the champion before this one champion again. A running server follows within a second.
+    """Make the champion before this one champion again. Returns when servers have switched.
 
     Example: `mlops rollback housing --reason "version 2 misprices the coast"`
     """
@@ -46,7 +46,12 @@ def rollback(
 
     result = run(use_case, reason=reason, report=progress())
     text = f"{use_case}: version {result.version.version} is champion again, not {result.previous}"
-    print_result(result, as_json, lambda: line(out, text))
+
+    def draw() -> None:
+        line(out, text)
+        late(result, out)
+
+    print_result(result, as_json, draw)
 
 
 def guard(use_case: UseCaseName, as_json: AsJson = False) -> None:
