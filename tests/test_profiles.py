@@ -156,6 +156,25 @@ def test_a_profile_that_cannot_be_is_refused_before_anything_is_written(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("products", "said"),
+    [
+        ((), "the profile accurate has no product — correct it where iris is declared"),
+        ((Product("fast", "Quik"),), "product fast of the profile accurate is 'Quik', which is no"),
+        ((Product("champion", "Quick"),), "'champion' cannot be an alias"),
+        ((Product("Fast one", "Quick"),), "'Fast one' cannot be an alias"),
+    ],
+)
+def test_a_profile_that_is_declared_wrongly_is_refused_before_minutes_are_spent(
+    tmp_path, monkeypatch, products, said
+):
+    wrong = dataclasses.replace(declared().profiles[0], products=products)
+    monkeypatch.setitem(USE_CASES, "iris", dataclasses.replace(declared(), profiles=(wrong,)))
+    with pytest.raises(UsageError, match=said):
+        train("iris", profile="accurate", settings=read_settings(MLOPS_HOME=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_setting_that_names_no_product_is_refused_before_anything_is_written(tmp_path):
     settings = read_settings(MLOPS_HOME=tmp_path, CHAMPION_PRODUCT="fats")
     said = "CHAMPION_PRODUCT=fats is no product of the profile accurate — set it to one of accurate"
@@ -340,6 +359,8 @@ def test_the_verb_trains_promotes_and_says_where_each_answers(type_in, known, mo
     assert code == 0, printed
     assert "Careful: version 5" in printed, "never a plain one in its place"
     code, printed = type_in("show", "iris")
+    assert "5 champion, accurate" in printed
+    assert "6 fast" in printed
     assert "profile accurate: two of them (about 2 min on two cores): accurate = Care" in printed
 
 

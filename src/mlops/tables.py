@@ -298,11 +298,12 @@ def shown(result: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     table = table_of("version", "model", "score", "bundle", "sealed", "commit")
     for one in result["versions"]:
-        mark = " champion" if one["version"] == result["champion"] else ""
+        names = ["champion"] if one["version"] == result["champion"] else []
+        names += [alias for alias, number in result["aliases"].items() if number == one["version"]]
         scores = one.get("scores", {})
         score = scores.get("r2_score", scores.get("accuracy"))
         table.add_row(
-            f"{one['version']}{mark}",
+            f"{one['version']} {', '.join(names)}".rstrip(),
             one["candidate"],
             f"{score:.4f}" if score is not None else f"unusable: {one['trouble']}",
             one["bundle"][:SHORT_HASH],

@@ -89,6 +89,16 @@ class Version:
     registered_utc: str
 
 
+def check_alias(alias: str) -> None:
+    """Raise `UsageError` for a name that cannot stand in a path or is reserved."""
+    if not ALIAS.fullmatch(alias) or alias in RESERVED:
+        raise UsageError(
+            f"{alias!r} cannot be an alias",
+            "begin with a letter, then a-z, 0-9, - or _, at most 32 in all; not "
+            f"{' or '.join(RESERVED)}",
+        )
+
+
 class Ledger:
     """The state database, open. One thread at a time.
 
@@ -257,12 +267,7 @@ class Ledger:
         evidence: Sequence[Mapping[str, Any]] = (),
         rule: str = "",
     ) -> None:
-        if not ALIAS.fullmatch(alias) or alias in RESERVED:
-            raise UsageError(
-                f"{alias!r} cannot be an alias",
-                "begin with a letter, then a-z, 0-9, - or _, at most 32 in all; not "
-                f"{' or '.join(RESERVED)}",
-            )
+        check_alias(alias)
         before = self.aliases(version.use_case).get(alias)
         self._database.execute(
             "INSERT INTO aliases VALUES (?, ?, ?) ON CONFLICT (use_case, alias)"

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mlops.errors import GateError, UsageError
-from mlops.improve.ledger import Ledger, Version
+from mlops.improve.ledger import Ledger, Version, check_alias
 from mlops.loop.experiment import set_alias
 from mlops.loop.promote import Promotion, admit, promote
 from mlops.loop.recipe import champion_made
@@ -51,14 +51,30 @@ class Settled:
 
 
 def declared_profile(use_case: UseCase, name: str) -> Profile:
-    """Return the profile of that name. Raises `UsageError` that lists those there are."""
+    """Return the profile of that name.
+
+    Raises `UsageError` that lists those there are, or says what is wrong with its declaration.
+    """
     try:
-        return use_case.profile(name)
+        profile = use_case.profile(name)
     except KeyError:
         known = ", ".join(f"{one.name} ({minutes(one)})" for one in use_case.profiles)
         raise UsageError(
             f"{use_case.name} has no profile {name!r}", f"declared are: {known or 'none'}"
         ) from None
+    declared = {one.name for one in (*use_case.candidates, *use_case.on_demand)}
+    where = f"correct it where {use_case.name} is declared"
+    if not profile.products:
+        raise UsageError(f"the profile {name} has no product", where)
+    for product in profile.products:
+        check_alias(product.alias)
+        if product.candidate not in declared:
+            raise UsageError(
+                f"product {product.alias} of the profile {name} is {product.candidate!r}, which is "
+                "no candidate",
+                where,
+            )
+    return profile
 
 
 def introduce(use_case: UseCase, name: str, settings: Settings, report: Report) -> None:

@@ -20,6 +20,7 @@ def show(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
         champion = ledger.champion(name)
         versions = ledger.versions(name)
         decisions = ledger.decisions(name)
+        aliases = ledger.aliases(name)
     return {
         "use_case": name,
         "title": use_case.title,
@@ -31,6 +32,7 @@ def show(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
         "profiles": [dataclasses.asdict(profile) for profile in use_case.profiles],
         "model_name": use_case.model_name,
         "champion": champion.version if champion else None,
+        "aliases": aliases,
         "versions": [
             {**dataclasses.asdict(version), **_sealed(settings, version.bundle)}
             for version in versions
