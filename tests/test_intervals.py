@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from conftest import Server, mlops
 from forged import champions_bundle, seal_with, seal_without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from test_service import World, running
 
 from benchmarks.intervals import bands, measured
 from mlops.build.conformal import COVERAGE, learn_intervals, upper_quantile
@@ -321,6 +323,35 @@ def test_what_is_asked_wrongly_or_of_classes_is_refused_and_not_logged(server: S
     assert answer["detail"][0]["msg"] == says
     assert server.request("/housing/predict?interval=true", {**HOUSE, "latitude": 7})[0] == 422
     assert server.request("/metrics")[1]["total_predictions"] == 0
+
+
+class Broken:
+    """Intervals with a defect."""
+
+    coverage = 0.9
+
+    def of(self, rows: np.ndarray, prediction: np.ndarray) -> Any:
+        raise ValueError("a secret of the house")
+
+
+@pytest.mark.parametrize("by_fastapi", [False, True])
+def test_a_defect_is_a_500_that_tells_nothing_and_the_answer_stays_in_the_log(
+    by_fastapi: bool,
+) -> None:
+    async def test(world: World) -> None:
+        world.service.champion.bundle.conformal = Broken()
+        app = tiny.app_over(world.service)
+        body = json.dumps(HOUSE).encode()
+        for path in paths:
+            url = f"{path}?interval=true"
+            answer = await tiny.ask(app, "POST", url, body, by_fastapi=by_fastapi)
+            assert answer.status == 500
+            assert answer.json["detail"][0]["type"] == "internal_error"
+            assert b"secret" not in answer.body
+        assert len(world.log.rows) == len(paths)
+
+    paths = ["/predict"] if by_fastapi else ["/predict", "/models/champion/predict"]
+    running(test, use_case=HOUSING)
 
 
 def test_a_bundle_of_before_answers_on_and_says_what_to_do_about_intervals(

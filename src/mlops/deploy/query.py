@@ -7,6 +7,7 @@ and who does not ask is not slowed down.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
@@ -17,8 +18,9 @@ from mlops.deploy import problems
 from mlops.deploy.interval import conformal_of
 from mlops.deploy.predictor import Champion
 from mlops.deploy.service import Reply, Service
-from mlops.errors import MlopsError
 from mlops.usecase import UseCase
+
+log = logging.getLogger("uvicorn.error")
 
 CHOICES = {"true": True, "1": True, "false": False, "0": False}
 INTERVAL = {
@@ -61,16 +63,20 @@ async def with_intervals(
     if b"interval" not in query:
         return await predicted()
     try:
-        if not flag(query, "interval"):
-            return await predicted()
+        wanted = flag(query, "interval")
+    except ValueError as error:
+        return refusal("interval", error)
+    if not wanted:
+        return await predicted()
+    try:
         if asked := model or service.champion:
             conformal_of(service.use_case, asked.version, asked.bundle)
         reply = await predicted()
         return await asyncio.to_thread(_with_intervals, service, reply)
-    except ValueError as error:
-        return refusal("interval", error)
-    except MlopsError as error:
+    except Exception as error:  # becomes an answer
         status, detail = service.problem_of(error, b"")
+        if status == 500:
+            log.error("a defect met an interval", exc_info=error)
         return Reply(status, problems.as_json(detail), logged=False)
 
 
