@@ -347,6 +347,7 @@ def test_every_route_is_documented_and_every_hot_one_has_its_documented_twin(
                     "diagnosis",
                     "ledger",
                     "experiments",
+                    "card",
                 )
             ),
             ("POST", "/predict"),
