@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -27,6 +28,7 @@ from mlops.loop.follow import Follower
 from mlops.loop.presence import Presence, wait
 from mlops.loop.promote import promote as run_promote
 from mlops.loop.rollback import rollback as run_rollback
+from mlops.loop.serve import _presence
 from mlops.settings import read_settings
 from mlops.usecases.iris import IRIS
 
@@ -217,3 +219,10 @@ def test_what_changes_the_champion_says_who_does_not_answer_with_it(
     present.close()
     assert f"{ME} does not answer with version" in capsys.readouterr().out
     assert "it is damaged" in result.late[0]
+
+
+def test_a_server_whose_models_cannot_be_written_starts_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("no folder")
+    with contextlib.ExitStack() as ends:
+        settings = read_settings(MLOPS_HOME=tmp_path)
+        assert _presence(Service(IRIS), settings, ends) is None

@@ -180,7 +180,7 @@ def _presence(service: Service, settings: Settings, ends: contextlib.ExitStack) 
     try:
         presence = Presence(settings.serving, service.use_case.name)
     except OSError as error:
-        log.warning("no promotion will wait for this server: %s", error)
+        log.info("promotions do not wait for this server: %s", error)
         return None
     ends.callback(presence.close)
     return presence
