@@ -256,7 +256,7 @@ def member(*estimators: Any) -> list[tuple[str, Any]]:
         ),
         (
             VotingRegressor(member(make_pipeline(MinMaxScaler(), LinearRegression()))),
-            "a member behind MinMaxScaler has no exact ONNX export — use one StandardScaler",
+            "MinMaxScaler has no exact ONNX export — use one of FeatureUnion, Geography",
         ),
         (
             VotingRegressor(member(GradientBoostingRegressor(n_estimators=2))),

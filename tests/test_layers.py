@@ -74,7 +74,14 @@ def test_the_ground_floor_imports_nothing_of_ours_but_itself():
 
 @pytest.mark.parametrize("module", in_layers("usecases"))
 def test_a_use_case_imports_only_what_declares_one(module):
-    assert {layer(name) for name in ours(MODULES[module])} <= {"usecase", "errors", "usecases"}
+    assert {layer(name) for name in ours(MODULES[module])} <= {
+        *("usecase", "errors", "usecases", "estimators")
+    }
+
+
+def test_estimators_know_nothing_but_errors():
+    for module in in_layers("estimators"):
+        assert {layer(name) for name in ours(MODULES[module])} <= {"errors", "estimators"}
 
 
 @pytest.mark.parametrize("module", in_layers(*PHASES))
@@ -104,7 +111,7 @@ def test_nothing_below_the_command_imports_it():
 
 
 def test_every_module_stands_on_a_known_floor():
-    known = GROUND | PHASES | ON_TOP | {"", "usecases", "loop", "dashboard"}
+    known = GROUND | PHASES | ON_TOP | {"", "usecases", "estimators", "loop", "dashboard"}
     assert {layer(module) for module in MODULES} <= known
     assert known - {layer(module) for module in MODULES} == set()
 

@@ -33,10 +33,19 @@ FALSE_ALARMS = 1e-4
 """How often a candidate that has learnt nothing may be said to have learnt something."""
 
 HOUSING, IRIS = USE_CASES["housing"], USE_CASES["iris"]
+
+
+def products(use_case: UseCase) -> Iterator[Candidate]:
+    """Ensembles, features learnt from neighbours' targets, a model taught by another."""
+    for profile in use_case.profiles:
+        for product in profile.products:
+            yield use_case.candidate(product.candidate)
+
+
 EVERY_CANDIDATE = [
     pytest.param(use_case, candidate, id=f"{use_case.name}-{candidate.name}")
     for use_case in USE_CASES.values()
-    for candidate in use_case.candidates
+    for candidate in (*use_case.candidates, *products(use_case))
 ]
 
 
@@ -71,7 +80,8 @@ def tune_and_train(use_case: UseCase, candidate: Candidate, parts: Split) -> Tra
 def quick(candidate: Candidate) -> Candidate:
     """The candidate as declared, but of few trees and in one thread."""
     has = candidate.build(0).get_params()
-    few = {name: value for name, value in (("n_estimators", 10), ("n_jobs", 1)) if name in has}
+    smaller = {"n_estimators": 10, "n_jobs": 1, "copies": 1, "sample": 100}
+    few = {name: smaller[end] for name in has if (end := name.rpartition("__")[2]) in smaller}
     search = dict(candidate.search)
     if "n_estimators" in search:
         search["n_estimators"] = Range(5, 15)

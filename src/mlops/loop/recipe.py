@@ -106,6 +106,7 @@ def fitting(data: str) -> str:
     sources = [
         package / "usecase.py",
         *sorted((package / "usecases").glob("*.py")),
+        *sorted((package / "estimators").glob("*.py")),
         *(package / "build" / f"{name}.py" for name in DECIDING),
     ]
     return _digest(data + json.dumps(libraries(), sort_keys=True), sources)

@@ -19,6 +19,8 @@ MOST_FIELDS = 10
 ROWS_AT_ONCE = 12_800
 """Asked of the graph for one explanation by coalitions, which bounds the background."""
 MOST_BACKGROUND = 100
+FEW_BACKGROUND = 8
+"""Where a model derives features for itself: it takes tens of times as long to answer."""
 ENOUGH_WORK = 150_000_000
 """Leaves times inputs times rows after which sealing has measured importance well enough."""
 FEWEST_ROWS = 100
@@ -101,7 +103,9 @@ def _method(pipeline: Any, model: OnnxModel, training: np.ndarray) -> dict[str, 
     if len(model.fields) > MOST_FIELDS:
         why = f"{type(estimator).__name__} on more than {MOST_FIELDS} fields has none that is exact"
         return {"method": "none", "why": why}
-    rows = min(MOST_BACKGROUND, ROWS_AT_ONCE // 2 ** len(model.fields))
+    derives = hasattr(estimator, "named_steps") or "Distilled" in ancestors
+    most = FEW_BACKGROUND if derives else MOST_BACKGROUND
+    rows = min(most, ROWS_AT_ONCE // 2 ** len(model.fields))
     by_answer = np.argsort(explained(answers)[:, 0], kind="stable")
     chosen = by_answer[_spread(len(training), rows)]
     return {"method": "coalitions", "background": training[chosen].tolist()}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlops.errors import UsageError
-from mlops.package import trees
+from mlops.package import features, trees
 from mlops.package.graph import Graph, Value
 from mlops.usecase import Ratio
 
@@ -47,13 +47,15 @@ def to_onnx(pipeline: Any, fields: tuple[str, ...], labels: tuple[str, ...] = ()
     _check_labels(model, labels)
     graph = Graph()
     inputs = _derive(graph, items, fields)
-    _estimate(graph, model, inputs if scaler is None else _scale(graph, inputs, scaler))
+    _estimate(graph, model, inputs if scaler is None else features.transform(graph, scaler, inputs))
     outputs: dict[str, Value] = {"inputs": (np.float64, len(items)), "prediction": (np.float64,)}
     if hasattr(model, "classes_"):
         outputs["prediction"] = (np.int64,)
         outputs["probabilities"] = (np.float64, len(model.classes_))
     names = [item if isinstance(item, str) else item.name for item in items]
-    metadata = {"fields": fields, "inputs": names, "labels": labels}
+    metadata: dict[str, Any] = {"fields": fields, "inputs": names, "labels": labels}
+    if graph.at_once:
+        metadata["at_once"] = graph.at_once
     return graph.serialize(
         inputs={"fields": (np.float64, len(fields))},
         outputs=outputs,
@@ -92,19 +94,6 @@ def _derive(graph: Graph, items: Sequence[str | Ratio], fields: tuple[str, ...])
     return graph.add("Div", columns(numerators), divisor, output="inputs")
 
 
-def _scale(graph: Graph, inputs: str, scaler: Any) -> str:
-    if type(scaler).__name__ != "StandardScaler":
-        raise UsageError(
-            f"the scaler {type(scaler).__name__} has no ONNX export", "use StandardScaler"
-        )
-    scaled = inputs
-    if scaler.with_mean:
-        scaled = graph.add("Sub", scaled, scaler.mean_)
-    if scaler.with_std:
-        scaled = graph.add("Div", scaled, scaler.scale_)
-    return scaled
-
-
 LINEAR_REGRESSORS = {"LinearModel", "LinearRegression", "Ridge"}
 """Names of classes or base classes; `LinearModel` is scikit-learn's base of Lasso and the like."""
 
@@ -114,7 +103,10 @@ LEAST_PROBABILITY = 1e-6
 """Added before the logarithm, as in `build/calibration.py`."""
 
 ENSEMBLES = {"VotingRegressor", "VotingClassifier", "StackingRegressor"}
-"""Of members that have an export themselves, each perhaps behind a scaler of its own."""
+"""Of members that have an export themselves, each perhaps behind features of its own."""
+
+OURS = {"Distilled", "KernelRegressor"}
+"""Estimators of this project."""
 
 
 def _estimate(graph: Graph, model: Any, inputs: str) -> None:
@@ -128,6 +120,12 @@ def _estimate(graph: Graph, model: Any, inputs: str) -> None:
 
 def _regress(graph: Graph, model: Any, inputs: str, output: str = "") -> str:
     """Add a regressor; return the name of its answers [N]."""
+    model, inputs = _behind(graph, model, inputs)
+    if _is_a(model, {"Distilled"}):
+        return _regress(graph, model.student_, inputs, output)
+    if _is_a(model, {"KernelRegressor"}):
+        total = features.kernels(graph, model, inputs)
+        return graph.add("Squeeze", total, np.array([1]), output=output)
     forest = trees.read(model)
     if forest is not None:
         return _tree_values(graph, forest, inputs, output)
@@ -135,10 +133,10 @@ def _regress(graph: Graph, model: Any, inputs: str, output: str = "") -> str:
         product = graph.add("MatMul", inputs, model.coef_)
         return graph.add("Add", product, np.array(model.intercept_, dtype=float), output=output)
     if _is_a(model, {"VotingRegressor"}):
-        answers = [_regress(graph, *_behind(graph, one, inputs)) for one in model.estimators_]
+        answers = [_regress(graph, one, inputs) for one in model.estimators_]
         return _average(graph, answers, model, output)
     if _is_a(model, {"StackingRegressor"}):
-        answers = [_regress(graph, *_behind(graph, one, inputs)) for one in model.estimators_]
+        answers = [_regress(graph, one, inputs) for one in model.estimators_]
         columns = [graph.add("Unsqueeze", one, np.array([1])) for one in answers]
         return _regress(graph, *_stacked(graph, model, columns, inputs), output)
     raise _no_export(model)
@@ -172,7 +170,7 @@ def _is_a(model: Any, names: set[str]) -> bool:
 
 
 def _no_export(model: Any) -> UsageError:
-    supported = LINEAR_REGRESSORS | LINEAR_CLASSIFIERS | ENSEMBLES | set(trees.READERS)
+    supported = LINEAR_REGRESSORS | LINEAR_CLASSIFIERS | ENSEMBLES | OURS | set(trees.READERS)
     return UsageError(
         f"{type(model).__name__} has no exact ONNX export",
         f"use one of {', '.join(sorted(supported))}",
@@ -180,12 +178,16 @@ def _no_export(model: Any) -> UsageError:
 
 
 def _behind(graph: Graph, member: Any, inputs: str) -> tuple[Any, str]:
-    """Return a member of an ensemble and what it sees: behind a scaler of its own, if it has one.
+    """Return an estimator and what it sees: behind the steps of a pipeline, if it is one.
 
-    Raises `UsageError` for a member that is a pipeline of anything else.
+    Raises `UsageError` for a step that has no export.
     """
-    scaler, model = trees.unwrapped(member)
-    return model, inputs if scaler is None else _scale(graph, inputs, scaler)
+    if not hasattr(member, "named_steps"):
+        return member, inputs
+    *before, (_, model) = member.steps
+    for _, step in before:
+        inputs = features.transform(graph, step, inputs)
+    return model, inputs
 
 
 def _average(graph: Graph, answers: list[str], model: Any, output: str) -> str:

@@ -24,9 +24,13 @@ Value = tuple[type, *tuple[int, ...]]
 
 
 class Graph:
-    """A graph that grows by `add` and `trees`; each returns the name of its output."""
+    """A graph that grows by `add` and `trees`; each returns the name of its output.
+
+    `at_once`: how many rows are best answered at once, 0 if that makes no difference.
+    """
 
     def __init__(self) -> None:
+        self.at_once = 0
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
@@ -41,8 +45,15 @@ class Graph:
 
     def _constant(self, array: np.ndarray) -> str:
         name = f"constant_{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
+
+    def nearest(self, values: str, count: int) -> tuple[str, str]:
+        """Add the `count` least of each row, in rising order: their values and their places."""
+        names = [f"TopK_{len(self._nodes)}_{kind}" for kind in ("values", "places")]
+        inputs = [values, self._constant(np.array([count]))]
+        self._nodes.append(helper.make_node("TopK", inputs, names, largest=0, sorted=1))
+        return names[0], names[1]
 
     def trees(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ class OnnxModel:
             self.fields, self.inputs, self.labels = (
                 tuple(json.loads(names[key])) for key in ("fields", "inputs", "labels")
             )
+            self._at_once = int(names.get("at_once", 0)) or sys.maxsize
         except Exception as error:  # onnxruntime's errors have no narrower base
             raise BundleError(
                 f"the ONNX graph cannot be loaded: {error}",
@@ -64,7 +66,15 @@ class OnnxModel:
 
     def run(self, rows: np.ndarray) -> Output:
         """Answer rows: float64 [n, len(fields)], finite, validated by the caller."""
-        return Output(*self._run(self._outputs, {"fields": rows}, self._options))
+        if len(rows) > self._at_once:
+            starts = range(0, len(rows), self._at_once)
+            parts = [self._answers(rows[start : start + self._at_once]) for start in starts]
+            return Output(*map(np.concatenate, zip(*parts, strict=True)))
+        return Output(*self._answers(rows))
+
+    def _answers(self, rows: np.ndarray) -> list[np.ndarray]:
+        answers: list[np.ndarray] = self._run(self._outputs, {"fields": rows}, self._options)
+        return answers
 
 
 def _onnxruntime() -> Any:

@@ -61,28 +61,21 @@ def read(model: Any) -> Forest | None:
 def within(model: Any) -> Iterator[tuple[Any, Forest]]:
     """Yield all trees of an estimator, or of the members of an ensemble of estimators.
 
-    Each with the scaler that stands before it there, or None.
+    Each with the scaler that stands before it there, or None. Trees that ask about features which
+    the estimator derives for itself are left out: their thresholds are not of the inputs.
     """
-    scaler, model = unwrapped(getattr(model, "calibrated", model))
+    model, scaler = getattr(model, "calibrated", model), None
+    if hasattr(model, "named_steps"):
+        *before, (_, model) = model.steps
+        if len(before) > 1 or any(type(step).__name__ != "StandardScaler" for _, step in before):
+            return
+        scaler = before[0][1] if before else None
     forest = read(model)
     if forest is not None:
         yield scaler, forest
     elif hasattr(model, "named_estimators_"):
         for member in model.estimators_:
             yield from within(member)
-
-
-def unwrapped(member: Any) -> tuple[Any, Any]:
-    """Return the scaler, or None, and the estimator of a member that may be a pipeline of both."""
-    if not hasattr(member, "named_steps"):
-        return None, member
-    *before, (_, model) = member.steps
-    if len(before) > 1 or any(type(step).__name__ != "StandardScaler" for _, step in before):
-        names = ", ".join(type(step).__name__ for _, step in before)
-        raise UsageError(
-            f"a member behind {names} has no exact ONNX export", "use one StandardScaler, or none"
-        )
-    return (before[0][1] if before else None), model
 
 
 def _read_scikit_learn(model: Any) -> Forest:

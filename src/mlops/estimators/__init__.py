@@ -1,0 +1,1 @@
+"""Transformers and estimators of our own, for use cases to build candidates from."""
