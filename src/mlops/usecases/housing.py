@@ -236,7 +236,7 @@ HOUSING = UseCase(
         Profile(
             "accurate",
             "the most accurate model, and one that answers in microseconds",
-            minutes=15,
+            minutes=20,
             products=(Product("accurate", "Accurate"), Product("fast", "Fast")),
         ),
     ),
