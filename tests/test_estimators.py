@@ -199,8 +199,7 @@ def test_kilometres_to_a_town_and_to_the_line():
 
 
 def test_the_coast_lies_where_the_coast_is():
-    points = tuple(point for piece in COAST for point in piece)
-    to_coast = Geography(INPUTS, "east", "north", 35.0, (), line=points)
+    to_coast = Geography(INPUTS, "east", "north", 35.0, (), line=COAST)
     places = {"Santa Monica": (-118.50, 34.01), "Sacramento": (-121.49, 38.58)}
     rows = np.array([[0, 0, 0, *place] for place in places.values()])
     near, far = to_coast.transform(rows)[:, -1]

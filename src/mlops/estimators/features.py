@@ -51,6 +51,19 @@ def _less_over_more(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return alike
 
 
+class _Placed(_Named):
+    """What looks at where rows lie: on the plane of two inputs times `scale`."""
+
+    x: str
+    y: str
+    scale: tuple[float, float]
+
+    def _where(self, X: np.ndarray) -> np.ndarray:
+        """Return the places of rows, float64 [n, 2]."""
+        where: np.ndarray = X[:, self.places((self.x, self.y))] * np.array(self.scale)
+        return where
+
+
 class Quotients(_Named):
     """One input divided by another, for each of `pairs`; a zero denominator counts as one."""
 
@@ -139,7 +152,7 @@ class Geography(_Named):
         return np.array([*names, *(["km to the line"] if self.line else [])], dtype=object)
 
 
-class Neighbours(_Named):
+class Neighbours(_Placed):
     """What the training rows nearby cost, and are like: means over the nearest `counts` of them.
 
     Nearest on the plane of two inputs times `scale`; a mean weighs a row by 1 / (its distance +
@@ -183,7 +196,7 @@ class Neighbours(_Named):
                 f"{len(X)} rows have no {max(self.counts)} neighbours each",
                 "train on more rows, or ask for fewer neighbours",
             )
-        self.places_ = X[:, self.places((self.x, self.y))] * np.array(self.scale)
+        self.places_ = self._where(X)
         self.map_ = map_of(self.places_, LISTED, crowd=8, sort=True)
         per = X[:, self.places((self.per,))[0]]
         y = np.asarray(y, dtype=float)
@@ -211,9 +224,7 @@ class Neighbours(_Named):
         )
 
     def _features(self, X: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-        squared, nearest = self._nearest(
-            X[:, self.places((self.x, self.y))] * np.array(self.scale), own
-        )
+        squared, nearest = self._nearest(self._where(X), own)
         distance = np.sqrt(squared)  # [n, neighbours]
         weight = 1.0 / (distance + self.softening)
         known = self.known_[nearest]  # [n, neighbours, known]
@@ -262,7 +273,7 @@ class Neighbours(_Named):
         )
 
 
-class Regions(_Named):
+class Regions(_Placed):
     """What the rows near the middle of a row's region cost: looked up, and so all but free.
 
     Regions are rectangles of two inputs times `scale`, cut until few training rows lie in one.
@@ -283,8 +294,7 @@ class Regions(_Named):
         self.per = per
 
     def fit(self, X: np.ndarray, y: Any = None) -> Self:
-        places = self._places(X)
-        self.map_ = map_of(places, 48, crowd=3, sort=False)
+        self.map_ = map_of(self._where(X), 48, crowd=3, sort=False)
         target = np.asarray(y, dtype=float)
         per = X[:, self.places((self.per,))[0]]
         near = self.map_.rows
@@ -302,12 +312,8 @@ class Regions(_Named):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "map_")
 
-    def _places(self, X: np.ndarray) -> np.ndarray:
-        places: np.ndarray = X[:, self.places((self.x, self.y))] * np.array(self.scale)
-        return places
-
     def transform(self, X: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self.table_[self.map_.region(self._places(X))]
+        found: np.ndarray = self.table_[self.map_.region(self._where(X))]
         return found
 
     def get_feature_names_out(self, given: Any = None) -> np.ndarray:

@@ -66,12 +66,7 @@ def _quotients(graph: Graph, quotients: Any, given: str) -> str:
 
 
 def _geography(graph: Graph, geography: Any, given: str) -> str:
-    x, y = (
-        graph.add("Mul", _columns(graph, given, geography.places((name,))), np.array(scale))
-        for name, scale in zip(
-            (geography.longitude, geography.latitude), geography.scale, strict=True
-        )
-    )
+    x, y = _scaled(graph, geography, (geography.longitude, geography.latitude), given)
     along, across = geography.axes
     parts = [graph.add("Add", graph.add("Mul", x, along), graph.add("Mul", y, across))]
     if geography.towns:
@@ -101,7 +96,7 @@ def _to_line(graph: Graph, geography: Any, x: str, y: str) -> str:
 
 def _neighbours(graph: Graph, neighbours: Any, given: str) -> str:
     add = graph.add
-    x, y = _scaled(graph, neighbours, given)
+    x, y = _scaled(graph, neighbours, (neighbours.x, neighbours.y), given)
     known = neighbours.known_
     counted = np.array(neighbours.counts) - 1
     last, one = np.array([counted[-1]]), np.array(1.0)
@@ -179,16 +174,14 @@ def _region(graph: Graph, map_: Any, x: str, y: str) -> str:
 
 
 def _regions(graph: Graph, regions: Any, given: str) -> str:
-    x, y = _scaled(graph, regions, given)
+    x, y = _scaled(graph, regions, (regions.x, regions.y), given)
     return graph.add("Gather", regions.table_, _region(graph, regions.map_, x, y), axis=0)
 
 
-def _scaled(graph: Graph, places: Any, given: str) -> Iterator[str]:
-    """Yield x and y of what has places, each [N, 1]."""
-    for name, scale in zip((places.x, places.y), places.scale, strict=True):
-        yield graph.add(
-            "Mul", _columns(graph, given, places.places((name,))), np.array(float(scale))
-        )
+def _scaled(graph: Graph, of: Any, names: tuple[str, str], given: str) -> Iterator[str]:
+    """Yield two inputs of a transformer times its `scale`, each [N, 1]."""
+    for name, scale in zip(names, of.scale, strict=True):
+        yield graph.add("Mul", _columns(graph, given, of.places((name,))), np.array(float(scale)))
 
 
 def kernels(graph: Graph, model: Any, given: str) -> str:
