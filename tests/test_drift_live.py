@@ -174,18 +174,31 @@ def test_rows_of_a_bundle_without_a_profile_are_passed_over(settings):
             assert windows.follow(lambda _: None) == 0
 
 
+def test_between_the_parts_of_a_page_others_have_their_turn(settings, monkeypatch):
+    bundle = opened(settings)
+    rests: list[float] = []
+    monkeypatch.setattr("mlops.monitor.drift.windows.PART_ROWS", 10)
+    monkeypatch.setattr("mlops.monitor.drift.windows.time.sleep", rests.append)
+    with contextlib.closing(open_log(HOUSING, settings)) as log:
+        logged(log, bundle, requests(settings, 15), hours_ago=200)
+        logged(log, bundle, requests(settings, 20))
+        with Windows(log.path, HOUSING.log_name) as windows:
+            assert windows.follow(Profiles(HOUSING, settings).counting, rest=0.25) == 35
+    assert rests == [0.25] * 4
+    assert counted(settings) == 35
+
+
 FOLLOWERS = """
 import sys
 from mlops.loop.watching import Profiles
 from mlops.monitor.drift import windows
 from mlops.settings import read_settings
 from mlops.usecases.housing import HOUSING
-windows.PAGE_ROWS = 10
+windows.PAGE_ROWS = windows.PART_ROWS = 10
 print("ready", flush=True)
 sys.stdin.readline()
 profiles = Profiles(HOUSING, read_settings())
 with windows.Windows(read_settings().home / "housinglogs" / "predictions.db", "housinglogs") as w:
-    w._rows_after = w._rows_after.replace("LIMIT 5000", "LIMIT 10")
     while w.follow(profiles.counting):
         print("counted", flush=True)
 """

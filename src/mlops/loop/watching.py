@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import apsw
+import numpy as np
 
 from mlops import clock
 from mlops.errors import BundleError, DataError, LogUnavailableError
@@ -23,7 +24,7 @@ from mlops.monitor.drift.assessment import KIND
 from mlops.monitor.drift.budget import Budget, parse_budget, parse_span, span
 from mlops.monitor.drift.profile import Counts, Profile
 from mlops.monitor.drift.report import Drift, assessed
-from mlops.monitor.drift.windows import PAGE_ROWS, Count, Rows, Windows
+from mlops.monitor.drift.windows import PAGE_ROWS, Read, Rows, Windows
 from mlops.monitor.findings import of_version
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import verify
@@ -35,6 +36,8 @@ log = logging.getLogger("uvicorn.error")
 SECONDS_BETWEEN_STEPS = 1.0
 PAGES_PER_STEP = 4
 """So that a log of millions of rows that were never counted leaves the processor to requests."""
+REST = 0.002
+"""Seconds between two parts of a page: a request meets one part of it, not all."""
 SEALED = "drift"
 """Under this name each column of the reference profile has what drift is told by."""
 
@@ -57,22 +60,20 @@ class Profiles:
             self._known[bundle] = sealed_profile(json.loads(contents["reference.json"]))
         return self._known[bundle]
 
-    def counting(self, bundle: str) -> tuple[Profile, Count] | None:
+    def counting(self, bundle: str) -> tuple[Profile, Read] | None:
         """Return what `Windows.follow` asks for; None for a bundle that cannot be opened, too."""
         try:
             profile = self.find(bundle)
         except (BundleError, DataError):
             return None
-        return None if profile is None else (profile, self._count_by(profile))
+        return None if profile is None else (profile, self._read_for(profile))
 
-    def _count_by(self, profile: Profile) -> Count:
-        def count(rows: Rows) -> Counts:
+    def _read_for(self, profile: Profile) -> Read:
+        def read(rows: Rows) -> np.ndarray:
             inputs, predictions = zip(*rows, strict=True)
-            return profile.count(
-                columns.of_logged(self._use_case, profile.names, inputs, predictions)
-            )
+            return columns.of_logged(self._use_case, profile.names, inputs, predictions)
 
-        return count
+        return read
 
 
 def sealed_profile(reference: dict[str, Any]) -> Profile | None:
@@ -194,7 +195,7 @@ class Watcher:
         if self._windows is None:
             self._windows = Windows(self._log.path, self.use_case.log_name)
         for _ in range(PAGES_PER_STEP):
-            if self._windows.follow(self._profiles.counting) < PAGE_ROWS:
+            if self._windows.follow(self._profiles.counting, rest=REST) < PAGE_ROWS:
                 break
         else:
             return  # there is more to count first

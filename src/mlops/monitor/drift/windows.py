@@ -3,7 +3,8 @@
 A follower reads the rows after the last one that was counted, counts them without holding any lock,
 and writes counts and the new last id in one transaction, if nobody else has done it meanwhile. So
 each row is counted once, whoever is killed when and however many follow; and a request that is
-being answered pays nothing but a share of a processor, some microseconds a row.
+being answered pays nothing but a share of a processor, some microseconds a row. Whoever answers in
+the same process waits for the interpreter's lock meanwhile: so a page is read in small parts.
 
 Ids rise in the order in which rows are committed, so none comes late behind the last one.
 """
@@ -11,10 +12,13 @@ Ids rise in the order in which rows are committed, so none comes late behind the
 from __future__ import annotations
 
 import datetime
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from mlops.database import connect, transaction
 from mlops.monitor.drift.profile import Counts, Profile
@@ -28,12 +32,12 @@ CREATE TABLE drift_counted(
 INSERT INTO drift_counted VALUES (1, 0);
 """
 HOUR = 3600
-PAGE_ROWS = 5_000
+PAGE_ROWS, PART_ROWS = 5_000, 250
 KEPT_SECONDS = 400 * 24 * HOUR
 
 Rows = Sequence[tuple[str, Any]]
-Count = Callable[[Rows], Counts]
-"""Counts rows: (inputs as JSON text, prediction)."""
+Read = Callable[[Rows], np.ndarray]
+"""Makes of rows, (inputs as JSON text, prediction), the columns that a profile counts."""
 
 
 class Windows:
@@ -46,7 +50,7 @@ class Windows:
         """
         self._connection = connect(path, synchronous="NORMAL")
         self._rows_after = f"""SELECT id, timestamp, inputs, prediction, bundle FROM "{table}"
-            WHERE id > ? ORDER BY id LIMIT {PAGE_ROWS}"""  # noqa: S608  a declared name
+            WHERE id > ? ORDER BY id LIMIT {PART_ROWS}"""  # noqa: S608  a declared name
 
     def __enter__(self) -> Self:
         return self
@@ -57,32 +61,43 @@ class Windows:
     def close(self) -> None:
         self._connection.close()
 
-    def follow(self, of_bundle: Callable[[str], tuple[Profile, Count] | None]) -> int:
+    def follow(
+        self, of_bundle: Callable[[str], tuple[Profile, Read] | None], *, rest: float = 0.0
+    ) -> int:
         """Count the next page of rows; return how many there were, 0 when all are counted.
 
-        `of_bundle` gives the profile of a bundle and what counts rows by it; None for a bundle
-        that has none: its rows are passed over. Raises `apsw.Error`.
+        `of_bundle` gives the profile of a bundle and what reads rows for it; None for a bundle
+        that has none: its rows are passed over. After each part of a page it rests for so many
+        seconds, for others to have their turn. Raises `apsw.Error`.
         """
         [(before,)] = self._connection.execute("SELECT last_id FROM drift_counted")
-        page: list[Any] = self._connection.execute(self._rows_after, (before,)).fetchall()
-        if not page:
+        read: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+        profiles: dict[str, Profile] = {}
+        number, last = 0, before
+        while number < PAGE_ROWS:
+            rows: list[Any] = self._connection.execute(self._rows_after, (last,)).fetchall()
+            if not rows:
+                break
+            number, last = number + len(rows), rows[-1][0]
+            for (bundle, hour), part in _by_bundle_and_hour(rows).items():
+                if known := of_bundle(bundle):
+                    profiles[bundle], reader = known
+                    read[bundle, hour].append(reader(part))
+            time.sleep(rest)
+        if not number:
             return 0
-        parts: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
-        for _, timestamp, inputs, prediction, bundle in page:
-            parts[bundle, timestamp[:13]].append((inputs, prediction))
-        counted = []
-        for (bundle, hour), rows in parts.items():
-            if known := of_bundle(bundle):
-                profile, count = known
-                counted.append((bundle, _unix(hour), profile, count(rows)))
+        counted = [
+            (bundle, _unix(hour), profiles[bundle], profiles[bundle].count(np.concatenate(parts)))
+            for (bundle, hour), parts in read.items()
+        ]
         with transaction(self._connection):
             self._connection.execute(
-                "UPDATE drift_counted SET last_id = ? WHERE last_id = ?", (page[-1][0], before)
+                "UPDATE drift_counted SET last_id = ? WHERE last_id = ?", (last, before)
             )
             if self._connection.changes():  # else somebody else has counted them
                 for bundle, start, profile, counts in counted:
                     self._add(bundle, start, profile, counts)
-        return len(page)
+        return number
 
     def read(self, bundle: str, profile: Profile, since: float) -> Counts:
         """Return what was counted for a bundle in the hours that end after `since` (unix seconds).
@@ -114,6 +129,13 @@ class Windows:
             "REPLACE INTO drift_windows VALUES (?, ?, ?, ?)",
             (bundle, start, counts.rows, counts.pack()),
         )
+
+
+def _by_bundle_and_hour(rows: Sequence[Any]) -> dict[tuple[str, str], list[tuple[str, Any]]]:
+    parts: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
+    for _, timestamp, inputs, prediction, bundle in rows:
+        parts[bundle, timestamp[:13]].append((inputs, prediction))
+    return parts
 
 
 def _unix(hour: str) -> int:
