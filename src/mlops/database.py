@@ -31,6 +31,8 @@ OLDEST_SAFE_SQLITE = (3, 51, 3)
 BUSY_TIMEOUT_MS = 10_000
 CHECKPOINT_PAGES = 4_000
 """16 MB of log between two checkpoints, each some milliseconds that one commit waits."""
+LARGEST_EMPTY_LOG = 32 * 1024 * 1024
+"""Bytes of a write-ahead log that stay on the disk to be written over, when it begins anew."""
 ROWS_PER_STATEMENT = 250
 
 Migration = tuple[str, Sequence[str] | Callable[[apsw.Connection], object]]
@@ -79,6 +81,7 @@ def connect(
         )
     connection.pragma("synchronous", synchronous)
     connection.wal_autocheckpoint(CHECKPOINT_PAGES)
+    connection.pragma("journal_size_limit", LARGEST_EMPTY_LOG)
     # A synced file is lost all the same while its name is only in memory.
     for changed in [path.parent] * new_file + [folder.parent for folder in new_folders]:
         _sync_folder(changed)

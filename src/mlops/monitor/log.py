@@ -34,7 +34,6 @@ import apsw
 from mlops import clock
 from mlops.database import (
     BUSY_TIMEOUT_MS,
-    CHECKPOINT_PAGES,
     Migration,
     connect,
     insert,
@@ -50,6 +49,7 @@ from mlops.errors import (
     UsageError,
 )
 from mlops.monitor import buckets, findings, pruning, truths
+from mlops.monitor.checkpoints import Checkpoints
 from mlops.monitor.disk import Disk
 from mlops.monitor.drift import windows
 from mlops.monitor.logfile import LogFile
@@ -101,8 +101,6 @@ BUSY_SLEEP_SECONDS = 0.0005
 IMPATIENT_SLEEP_SECONDS = 0.00005
 IMPATIENT_TRIES = 5
 SECONDS_TO_FOLLOW = 0.5
-LONGEST_PAUSE_MS = 20
-"""How long a checkpoint may keep writers waiting for a reader."""
 Answer = tuple[Prediction, ...] | IdempotencyConflictError
 
 
@@ -140,8 +138,7 @@ class PredictionLog(LogReader):
         self._name = str(self.path)
         self._patient = True
         self._closed = False
-        self._checkpointing = threading.Thread()
-        self._checkpointed_pages = 0
+        self._checkpoints = Checkpoints(self.path)
         try:
             # Commits never sync, `sync` does: then one wait for the disk serves many commits, and
             # the next commits are made meanwhile.
@@ -300,8 +297,7 @@ class PredictionLog(LogReader):
             self._closed = True
             while (self.file_behind or self._unwritten) and not self._follow():
                 pass
-            if self._checkpointing.is_alive():
-                self._checkpointing.join()
+            self._checkpoints.close()
             while self._readers:
                 self._readers.pop().close()
             # A checkpoint that fails costs nothing: the rows are safe beside the main file.
@@ -437,31 +433,9 @@ class PredictionLog(LogReader):
         return tries < IMPATIENT_TRIES
 
     def _on_commit(self, _: apsw.Connection, __: str, pages: int) -> int:
-        """Begin to move what was committed into the main file, once there is enough of it."""
         self._disk.pages = pages
-        if pages < self._checkpointed_pages:  # it began again at its start
-            self._checkpointed_pages = 0
-        grown = pages - self._checkpointed_pages
-        if grown >= CHECKPOINT_PAGES and not self._checkpointing.is_alive():
-            self._checkpointed_pages = pages
-            self._checkpointing = threading.Thread(target=self._checkpoint, name="checkpoint")
-            # Where no thread is to be had, there will be a next time.
-            with contextlib.suppress(RuntimeError):
-                self._checkpointing.start()
+        self._checkpoints.committed(pages)
         return apsw.SQLITE_OK
-
-    def _checkpoint(self) -> None:
-        """Move commits into the main file; in a thread, for it waits for the disk several times.
-
-        The first step lets others write; what they wrote meanwhile is little, and moved while
-        they wait, so that the write-ahead log can begin again at its start. One that fails, or
-        that a long reader keeps from its end, is made up for by the next: the commits are safe
-        where they are.
-        """
-        with contextlib.suppress(apsw.Error), contextlib.closing(connect(self.path)) as connection:
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            connection.set_busy_timeout(LONGEST_PAUSE_MS)
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
 
     def _failing(self, error: apsw.Error | OSError) -> LogUnavailableError:
         """Remember why the last write failed, and return it as an error."""
