@@ -19,6 +19,7 @@ from conftest import strict_json
 from pydantic import ValidationError
 
 from mlops import clock
+from mlops.deploy import predictor
 from mlops.deploy.groupcommit import INLINE_ROWS
 from mlops.deploy.headers import Headers
 from mlops.deploy.predictor import Champion, new_ids
@@ -27,6 +28,7 @@ from mlops.deploy.service import READ_INLINE_BYTES, Reply, Service, reply_of
 from mlops.errors import LogUnavailableError
 from mlops.monitor.log import PredictionLog
 from mlops.package.model import Output
+from mlops.records import Prediction
 from mlops.usecase import UseCase
 from mlops.usecases.housing import HOUSING
 from mlops.usecases.iris import IRIS
@@ -571,10 +573,13 @@ def test_a_refused_request_is_kept_with_the_beginning_of_its_body() -> None:
 
 
 NAMES_REVERSED = [dict(reversed(HOUSE.items()))] * 3
+ONE_REVERSED = [HOUSE, NAMES_REVERSED[0], HOUSE]
 WHOLE_NUMBERS = [{name: round(value) for name, value in HOUSE.items()}, HOUSE]
 
 
-@pytest.mark.parametrize("instances", [[HOUSE], [HOUSE] * 300, NAMES_REVERSED, WHOLE_NUMBERS])
+@pytest.mark.parametrize(
+    "instances", [[HOUSE], [HOUSE] * 300, NAMES_REVERSED, ONE_REVERSED, WHOLE_NUMBERS]
+)
 def test_a_batch_that_is_plainly_right_is_read_as_pydantic_would_and_does_not_wait_for_it(
     instances: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,6 +611,28 @@ def test_one_row_that_is_not_plainly_right_puts_the_whole_batch_before_pydantic(
     with pytest.raises(ValidationError) as error:
         reader.batch(content)
     assert error.value.errors()[0]["loc"] == ("instances", 20, *spoilt)
+
+
+def test_names_are_told_row_by_row_though_together_they_come_in_order() -> None:
+    *before, last = HOUSE.items()
+    rows = [dict(before), dict([last, *before]), dict([last])]
+    content = json.dumps({"instances": rows}).encode()
+    with pytest.raises(ValidationError) as error:
+        Reader(HOUSING).batch(content)
+    assert error.value.errors()[0]["loc"] == ("instances", 0, last[0])
+
+
+@pytest.mark.parametrize("use_case", [HOUSING, IRIS])
+def test_answers_to_many_are_what_each_alone_would_be(use_case: UseCase) -> None:
+    labels = use_case.target.labels
+    values = labels or (2.5, 4.0, -0.0, 1e-7, 1e22, 0.1 + 0.2)
+    warnings = (None, '["a, b"]')
+    rows = [
+        Prediction(f"p{n}", "", "{}", value, "{}" if labels else None, warnings[n % 2], n % 3, "")
+        for n, value in enumerate(values)
+    ]
+    alone = [predictor.answer(use_case, row) for row in rows]
+    assert predictor.answers(use_case, rows) == alone
 
 
 def test_a_large_body_is_read_in_a_thread_and_answered_or_refused_like_any_other() -> None:

@@ -16,7 +16,6 @@ import contextlib
 import datetime
 import functools
 import itertools
-import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,21 +195,23 @@ def insert_columns(
     table: str,
     columns: Mapping[str, Sequence[apsw.SQLiteValue]],
 ) -> None:
-    """Insert rows, given as columns of one length, at least 1.
+    """Insert rows, given as columns of one length, at least 1, each of values of one type.
 
-    A column that holds one object throughout is bound once: that saves a quarter of the time.
+    A column that holds one value throughout is bound once: that saves a quarter of the time.
     """
-    same = tuple(
-        values[0] is values[-1] and all(map(operator.is_, values, itertools.repeat(values[0])))
-        for values in columns.values()
-    )
+    number = len(next(iter(columns.values())))
+    same = tuple([one[0] is one[-1] and one.count(one[0]) == number for one in columns.values()])
     shared = [values[0] for values in itertools.compress(columns.values(), same)]
-    others = itertools.compress(columns.values(), [not one for one in same])
-    rows = list(zip(*others, strict=True)) or [()] * len(next(iter(columns.values())))
-    for start in range(0, len(rows), ROWS_PER_STATEMENT):
-        block = rows[start : start + ROWS_PER_STATEMENT]
+    others = [values for values, one in zip(columns.values(), same, strict=True) if not one]
+    width = len(others)
+    flat: list[apsw.SQLiteValue] = [None] * (number * width)  # row after row, but filled by column
+    for place, values in enumerate(others):
+        flat[place::width] = values
+    for start in range(0, number, ROWS_PER_STATEMENT):
+        rows = min(ROWS_PER_STATEMENT, number - start)
         connection.execute(
-            _insertion(table, tuple(columns), same, len(block)), (*shared, *itertools.chain(*block))
+            _insertion(table, tuple(columns), same, rows),
+            (*shared, *flat[start * width : (start + rows) * width]),
         )
 
 

@@ -21,7 +21,7 @@ from mlops.deploy.groupcommit import GroupCommit, Log, Logged
 from mlops.deploy.headers import Headers, sender
 from mlops.deploy.interval import intervals
 from mlops.deploy.lineup import Lineup, OnFailure, as_request
-from mlops.deploy.predictor import Champion, OpenBundle, answer
+from mlops.deploy.predictor import Champion, OpenBundle, answer, answers
 from mlops.deploy.reader import Reader, Rows
 from mlops.deploy.schemas import LARGEST_BATCH
 from mlops.errors import (
@@ -426,8 +426,7 @@ class Service:
         return answer(self.use_case, logged[0]).encode()
 
     def _write_batch(self, logged: Logged) -> bytes:
-        answers = ",".join([answer(self.use_case, row) for row in logged])
-        return f'{{"predictions":[{answers}]}}'.encode()
+        return f'{{"predictions":[{",".join(answers(self.use_case, logged))}]}}'.encode()
 
     def _client(self, name: str) -> str:
         """Return a keyed digest of the client's name: enough to count clients, not to name them.
