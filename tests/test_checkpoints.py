@@ -26,7 +26,7 @@ PAGES = 50
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PredictionLog]:
     monkeypatch.setattr(checkpoints, "CHECKPOINT_PAGES", PAGES)
     monkeypatch.setattr(checkpoints, "LARGE_PAGES", 2 * PAGES)
-    monkeypatch.setattr(checkpoints, "SECONDS_WITHOUT_PAUSE", 0)
+    monkeypatch.setattr(checkpoints, "TIMES_WITHOUT_PAUSE", 0)
     log = open_log(tmp_path)
     yield log
     log.close()
@@ -127,16 +127,30 @@ def test_a_reader_that_has_just_begun_and_stays_is_waited_for_once(
     assert 2 * PAGES < log._checkpoints._large < pages(log), "it has more than when one waited"
 
 
+def test_writers_that_have_waited_are_left_alone_for_four_times_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    checked = checkpoints.Checkpoints(tmp_path / "none.db")
+    for seconds, left_alone in ((0.5, 2), (1_000, 4 * checkpoints.LONGEST_PAUSE)):
+        checked.committed(checkpoints.CHECKPOINT_PAGES)
+        checked._thread.join()
+        now += seconds
+        checked.committed(1)
+        assert checked._no_pause_until == now + left_alone
+    checked.close()
+
+
 def test_to_close_the_log_no_reader_is_waited_for(
     log: PredictionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "SHORTEST_PAUSE", 0)
     monkeypatch.setattr(checkpoints, "LONGEST_PAUSE", 60)
     with one_reader_after_another(log) as names:
-        while not log._checkpoints._thread.is_alive():
-            append(log, names, 1, pause=0.02)
-        time.sleep(0.1)
-        assert log._checkpoints._thread.is_alive(), "it waits for the reader"
+        while not log._checkpoints._thread.is_alive():  # as it stays when it waits for the reader
+            append(log, names, 1)
+            log._checkpoints._thread.join(0.2)
         started = time.monotonic()
         log.close()
     assert time.monotonic() - started < 20

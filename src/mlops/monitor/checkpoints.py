@@ -25,8 +25,8 @@ LARGE_PAGES = 2 * CHECKPOINT_PAGES
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 3.0
 """Seconds for which writers may be kept waiting for readers: as a rule, and of a large log. One who
 begins to read again at once is waited for twice."""
-SECONDS_WITHOUT_PAUSE = 10.0
-"""Since the log began anew: readers that never cease cost writers a part of their time, not all."""
+TIMES_WITHOUT_PAUSE = 4
+"""For so many times as long as they have waited, writers do not wait again."""
 SECONDS_BETWEEN_TRIES = 0.0005
 
 
@@ -40,16 +40,20 @@ class Checkpoints:
         self._path = path
         self._thread = threading.Thread()
         self._closed = False
-        self._pages = 0
-        self._begin_anew()
+        self._pages, self._large = 0, LARGE_PAGES
+        self._last = self._no_pause_until = time.monotonic()
 
     def committed(self, pages: int) -> None:
         """Learn from a commit how many pages the log has; begin to move them, if many are new.
 
         To be called by one thread at a time.
         """
-        if pages < self._pages:
-            self._begin_anew()
+        now = time.monotonic()
+        if pages < self._pages:  # it began anew, whichever process had the others wait
+            self._pages, self._large = 0, LARGE_PAGES
+            waited = min(now - self._last, LONGEST_PAUSE)
+            self._no_pause_until = now + TIMES_WITHOUT_PAUSE * waited
+        self._last = now
         if pages - self._pages >= CHECKPOINT_PAGES and not self._thread.is_alive():
             before, self._pages = self._pages, pages
             self._thread = threading.Thread(
@@ -64,11 +68,6 @@ class Checkpoints:
         self._closed = True
         if self._thread.is_alive():
             self._thread.join()
-
-    def _begin_anew(self) -> None:
-        # Every process that writes sees that the log began anew, whoever had the others wait.
-        self._pages, self._large = 0, LARGE_PAGES
-        self._no_pause_until = time.monotonic() + SECONDS_WITHOUT_PAUSE
 
     def _checkpoint(self, before: int, pages: int) -> None:
         """Move the log's `pages`; it had `before` the last time.
