@@ -151,6 +151,15 @@ def test_columns_are_what_the_model_saw(settings):
     assert (made == output.inputs).all()
 
 
+def test_what_a_logged_row_lacks_is_missing(settings):
+    rows = of_logged(HOUSING, HOUSING.fields, ['{"latitude":37.5,"population":null}'], [1.5])
+    assert rows.tolist()[0][HOUSING.fields.index("latitude")] == 37.5
+    assert np.isnan(rows).sum() == len(HOUSING.fields) - 1
+    whole = json.dumps(dict.fromkeys(HOUSING.fields, 2.0))
+    unknown = whole.replace("2.0", "null", 1)
+    assert np.isnan(of_logged(HOUSING, HOUSING.fields, [whole, unknown], [1, 1])).sum() == 1
+
+
 def test_rows_are_counted_once_and_in_their_hour(settings):
     bundle = opened(settings)
     with contextlib.closing(open_log(HOUSING, settings)) as log:

@@ -24,7 +24,7 @@ from mlops.monitor.drift.assessment import KIND
 from mlops.monitor.drift.budget import Budget, parse_budget, parse_span, span
 from mlops.monitor.drift.profile import Counts, Profile
 from mlops.monitor.drift.report import Drift, assessed
-from mlops.monitor.drift.windows import PAGE_ROWS, Read, Rows, Windows
+from mlops.monitor.drift.windows import PAGE_ROWS, Read, Windows
 from mlops.monitor.findings import of_version
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import verify
@@ -69,8 +69,7 @@ class Profiles:
         return None if profile is None else (profile, self._read_for(profile))
 
     def _read_for(self, profile: Profile) -> Read:
-        def read(rows: Rows) -> np.ndarray:
-            inputs, predictions = zip(*rows, strict=True)
+        def read(inputs: Sequence[str], predictions: Sequence[Any]) -> np.ndarray:
             return columns.of_logged(self._use_case, profile.names, inputs, predictions)
 
         return read

@@ -12,6 +12,8 @@ Ids rise in the order in which rows are committed, so none comes late behind the
 from __future__ import annotations
 
 import datetime
+import itertools
+import operator
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -32,12 +34,13 @@ CREATE TABLE drift_counted(
 INSERT INTO drift_counted VALUES (1, 0);
 """
 HOUR = 3600
-PAGE_ROWS, PART_ROWS = 5_000, 250
+PAGE_ROWS, PART_ROWS = 5_000, 500
 KEPT_SECONDS = 400 * 24 * HOUR
+BUNDLE_AND_HOUR = operator.itemgetter(3, 4)
+"""Of a row that was read: id, inputs, prediction, bundle, hour."""
 
-Rows = Sequence[tuple[str, Any]]
-Read = Callable[[Rows], np.ndarray]
-"""Makes of rows, (inputs as JSON text, prediction), the columns that a profile counts."""
+Read = Callable[[Sequence[str], Sequence[Any]], np.ndarray]
+"""Makes of rows' inputs, as JSON text, and predictions the columns that a profile counts."""
 
 
 class Windows:
@@ -49,7 +52,8 @@ class Windows:
         Raises `apsw.Error`.
         """
         self._connection = connect(path, synchronous="NORMAL")
-        self._rows_after = f"""SELECT id, timestamp, inputs, prediction, bundle FROM "{table}"
+        self._rows_after = f"""
+            SELECT id, inputs, prediction, bundle, substr(timestamp, 1, 13) FROM "{table}"
             WHERE id > ? ORDER BY id LIMIT {PART_ROWS}"""  # noqa: S608  a declared name
 
     def __enter__(self) -> Self:
@@ -79,10 +83,12 @@ class Windows:
             if not rows:
                 break
             number, last = number + len(rows), rows[-1][0]
-            for (bundle, hour), part in _by_bundle_and_hour(rows).items():
+            rows.sort(key=BUNDLE_AND_HOUR)
+            for (bundle, hour), part in itertools.groupby(rows, BUNDLE_AND_HOUR):
                 if known := of_bundle(bundle):
                     profiles[bundle], reader = known
-                    read[bundle, hour].append(reader(part))
+                    _, inputs, predictions, *_ = zip(*part, strict=True)
+                    read[bundle, hour].append(reader(inputs, predictions))
             time.sleep(rest)
         if not number:
             return 0
@@ -129,13 +135,6 @@ class Windows:
             "REPLACE INTO drift_windows VALUES (?, ?, ?, ?)",
             (bundle, start, counts.rows, counts.pack()),
         )
-
-
-def _by_bundle_and_hour(rows: Sequence[Any]) -> dict[tuple[str, str], list[tuple[str, Any]]]:
-    parts: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
-    for _, timestamp, inputs, prediction, bundle in rows:
-        parts[bundle, timestamp[:13]].append((inputs, prediction))
-    return parts
 
 
 def _unix(hour: str) -> int:
