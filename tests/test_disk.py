@@ -24,6 +24,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
     """Return where each begun write starts, and how long it is; the disk is a quick one."""
     found: Begun = []
     monkeypatch.setattr(os, "fdatasync", lambda _: None)
+    monkeypatch.setattr(disk, "STALE_SECONDS", 60.0)  # however busy the machine
     monkeypatch.setattr(disk, "begin_writing", lambda _, *part: found.append(part))
     return found
 

@@ -17,7 +17,7 @@ from pathlib import Path
 HEAD_BYTES, FRAME_HEAD_BYTES = 32, 24
 """Of a write-ahead log, and of each page in it (https://www.sqlite.org/fileformat.html#walformat)."""
 QUICK_SECONDS = 0.002
-STALE_SECONDS = 1.0
+STALE_SECONDS = 0.1
 SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -38,7 +38,8 @@ class Disk:
         """Have the disk begin with what was committed, and wait for nothing.
 
         It then works while a thread is woken to `sync`. A disk that was not quick just now is left
-        alone: were it to hang with all its queue full, this might wait after all.
+        alone: were it to hang with all its queue full, this might wait after all. One that begins
+        to hang is met by this once: the `sync` that follows tells, before it is over.
         """
         if time.monotonic() > self._quick_until:
             return
