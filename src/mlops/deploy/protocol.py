@@ -235,16 +235,9 @@ class _Exchange:
         self.response_started = self.response_complete = True
         if self.disconnected or protocol.transport.is_closing():
             return
-        protocol.transport.write(
-            b"".join(
-                (
-                    protocol.answers.head(reply, protocol.server_state.default_headers),
-                    b"%d\r\n" % len(reply.body),
-                    b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
-                    reply.body,
-                )
-            )
-        )
+        head = protocol.answers.head(reply, protocol.server_state.default_headers)
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        protocol.transport.write(b"%b%d\r\n%b%b" % (head, len(reply.body), end, reply.body))
         if not self.keep_alive:
             protocol.transport.close()
         protocol.answered()

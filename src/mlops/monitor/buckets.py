@@ -139,20 +139,14 @@ def merge(connection: apsw.Connection, now: int) -> None:
 
 def add_timings(connection: apsw.Connection, timings: Sequence[Timing], now: int) -> None:
     """Add response times to this second, and count the answers that could not be logged."""
-    times: dict[tuple[int, int], list[float]] = defaultdict(list)
-    unlogged: dict[tuple[int, int], int] = defaultdict(int)
+    times: dict[tuple[int, int, bool], list[float]] = defaultdict(list)
     for version, status, seconds, logged in timings:
-        times[version, status].append(seconds)
-        unlogged[version, status] += not logged
-    for (version, status), measured in times.items():
-        _add_durations(
-            connection,
-            (counts.SECOND, now, version, status),
-            sum(measured),
-            counts.histogram(measured),
-        )
-        if number := unlogged[version, status]:
-            connection.execute(ADD, (counts.SECOND, now, version, status, number, 0, 0, ""))
+        times[version, status, logged].append(seconds)
+    for (version, status, logged), measured in times.items():
+        key = (counts.SECOND, now, version, status)
+        _add_durations(connection, key, sum(measured), counts.histogram(measured))
+        if not logged:
+            connection.execute(ADD, (*key, len(measured), 0, 0, ""))
 
 
 def _add_durations(
