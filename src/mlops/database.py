@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import apsw
 
@@ -35,6 +35,24 @@ LARGEST_EMPTY_LOG = 32 * 1024 * 1024
 ROWS_PER_STATEMENT = 250
 
 Migration = tuple[str, Sequence[str] | Callable[[apsw.Connection], object]]
+
+
+class Database:
+    """A database that stays open until it is closed, or its `with` block ends.
+
+    Whoever derives from it opens `_database`.
+    """
+
+    _database: apsw.Connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
 
 
 def connect(

@@ -14,11 +14,11 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import apsw
 
-from mlops.database import connect, migrate, transaction
+from mlops.database import Database, connect, migrate, transaction
 from mlops.errors import MlopsError, UsageError
 
 Role = Literal["read", "predict", "admin"]
@@ -53,7 +53,7 @@ class Key(NamedTuple):
     revoked_utc: str | None
 
 
-class KeyStore:
+class KeyStore(Database):
     """The file of keys, open. One thread at a time.
 
     Raises `MlopsError` if it cannot be opened, `DataError` if a newer version made it.
@@ -65,22 +65,13 @@ class KeyStore:
             # Made with its mode, so that it is never readable by others; SQLite's files beside it
             # take theirs from it.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._database: apsw.Connection = connect(path)
+            self._database = connect(path)
             migrate(self._database, MIGRATIONS)
         except (apsw.Error, OSError) as error:
             raise MlopsError(
                 f"the file of API keys {path} cannot be used: {error}",
                 "make it writable for the user that serves",
             ) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._database.close()
 
     def add(self, name: str, role: Role, use_case: str | None = None) -> str:
         """Make a key and return it: the only time that anybody sees it.

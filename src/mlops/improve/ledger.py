@@ -13,12 +13,12 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import apsw
 
 from mlops import clock
-from mlops.database import Migration, connect, may_be_written, migrate, transaction
+from mlops.database import Database, Migration, connect, may_be_written, migrate, transaction
 from mlops.errors import ChampionMovedError, MlopsError, UsageError
 from mlops.improve import chain, decisions, experiments
 from mlops.improve.decisions import KEPT, Action, Decision, chain_decisions, decide
@@ -99,7 +99,7 @@ def check_alias(alias: str) -> None:
         )
 
 
-class Ledger:
+class Ledger(Database):
     """The state database, open. One thread at a time.
 
     Where it cannot be written, as in an image, it is read as it is.
@@ -109,7 +109,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._database: apsw.Connection = connect(path, read_only=not may_be_written(path))
+            self._database = connect(path, read_only=not may_be_written(path))
             migrate(self._database, MIGRATIONS)
         except apsw.Error as error:
             raise MlopsError(
@@ -117,15 +117,6 @@ class Ledger:
                 "end what keeps it locked, or restore it from a copy",
             ) from error
         self.experiments = Experiments(self._database)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._database.close()
 
     def last_line(self) -> int:
         """Return the number of the last line, 0 of none: while it stays nothing was decided."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import apsw
 
 from mlops import clock
-from mlops.database import Migration, connect, insert, migrate, transaction
+from mlops.database import Database, Migration, connect, insert, migrate, transaction
 from mlops.monitor import findings
 from mlops.records import Finding, Prediction
 
@@ -76,7 +76,7 @@ class Settled(NamedTuple):
     actual: float | str | None
 
 
-class ShadowStore:
+class ShadowStore(Database):
     """The shadow of one prediction log. For one thread at a time; close it.
 
     Raises `apsw.Error` throughout, if one of the databases cannot be used.
@@ -89,15 +89,9 @@ class ShadowStore:
         migrate(self._database, MIGRATIONS)
         self._table = table
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self._log.close()
-        self._database.close()
+        super().close()
 
     # -- the log ----------------------------------------------------------------------------------
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import apsw
 
-from mlops.database import connect, may_be_written, migrate, transaction
+from mlops.database import Database, connect, may_be_written, migrate, transaction
 from mlops.errors import MlopsError
 from mlops.monitor.alerts.rules import RULES, Reading, step
 from mlops.records import Alert
@@ -83,7 +83,7 @@ class Message(NamedTuple):
     attempts: int
 
 
-class AlertBook:
+class AlertBook(Database):
     """The book at `path`, open; in memory, if that is None. One thread at a time.
 
     Raises `MlopsError` if it cannot be opened, `DataError` if a newer version made it. Its methods
@@ -103,15 +103,6 @@ class AlertBook:
                 f"the alert book {path} cannot be used: {error}",
                 "end what keeps it locked, or move it away: a new one is begun",
             ) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._database.close()
 
     def copy(self, other: AlertBook) -> None:
         """Make this book hold what the other holds, and nothing else. All or nothing."""

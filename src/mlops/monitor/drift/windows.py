@@ -18,11 +18,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from mlops.database import connect, transaction
+from mlops.database import Database, connect, transaction
 from mlops.monitor.drift.profile import Counts, Profile
 
 SCHEMA = """
@@ -43,7 +43,7 @@ Read = Callable[[Sequence[str], Sequence[Any]], np.ndarray]
 """Makes of rows' inputs, as JSON text, and predictions the columns that a profile counts."""
 
 
-class Windows:
+class Windows(Database):
     """The counted windows of one log. For one thread at a time; close it."""
 
     def __init__(self, path: Path, table: str) -> None:
@@ -51,19 +51,10 @@ class Windows:
 
         Raises `apsw.Error`.
         """
-        self._connection = connect(path, synchronous="NORMAL")
+        self._database = connect(path, synchronous="NORMAL")
         self._rows_after = f"""
             SELECT id, inputs, prediction, bundle, substr(timestamp, 1, 13) FROM "{table}"
             WHERE id > ? ORDER BY id LIMIT {PART_ROWS}"""  # noqa: S608  a declared name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._connection.close()
 
     def follow(
         self, of_bundle: Callable[[str], tuple[Profile, Read] | None], *, rest: float = 0.0
@@ -74,12 +65,12 @@ class Windows:
         that has none: its rows are passed over. After each part of a page it rests for so many
         seconds, for others to have their turn. Raises `apsw.Error`.
         """
-        [(before,)] = self._connection.execute("SELECT last_id FROM drift_counted")
+        [(before,)] = self._database.execute("SELECT last_id FROM drift_counted")
         read: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         profiles: dict[str, Profile] = {}
         number, last = 0, before
         while number < PAGE_ROWS:
-            rows: list[Any] = self._connection.execute(self._rows_after, (last,)).fetchall()
+            rows: list[Any] = self._database.execute(self._rows_after, (last,)).fetchall()
             if not rows:
                 break
             number, last = number + len(rows), rows[-1][0]
@@ -96,11 +87,11 @@ class Windows:
             (bundle, _unix(hour), profiles[bundle], profiles[bundle].count(np.concatenate(parts)))
             for (bundle, hour), parts in read.items()
         ]
-        with transaction(self._connection):
-            self._connection.execute(
+        with transaction(self._database):
+            self._database.execute(
                 "UPDATE drift_counted SET last_id = ? WHERE last_id = ?", (last, before)
             )
-            if self._connection.changes():  # else somebody else has counted them
+            if self._database.changes():  # else somebody else has counted them
                 for bundle, start, profile, counts in counted:
                     self._add(bundle, start, profile, counts)
         return number
@@ -112,26 +103,26 @@ class Windows:
         """
         total = profile.nothing()
         sql = "SELECT rows, counts FROM drift_windows WHERE bundle = ? AND start > ?"
-        for rows, packed in self._connection.execute(sql, (bundle, int(since) - HOUR)):
+        for rows, packed in self._database.execute(sql, (bundle, int(since) - HOUR)):
             total += profile.unpack(rows, packed)
         return total
 
     def counted_to(self) -> int:
         """Return the id of the last row that was counted."""
-        [(last_id,)] = self._connection.execute("SELECT last_id FROM drift_counted")
+        [(last_id,)] = self._database.execute("SELECT last_id FROM drift_counted")
         return int(last_id)
 
     def _add(self, bundle: str, start: int, profile: Profile, counts: Counts) -> None:
-        there = self._connection.execute(
+        there = self._database.execute(
             "SELECT rows, counts FROM drift_windows WHERE bundle = ? AND start = ?", (bundle, start)
         ).fetchone()
         if there:
             counts += profile.unpack(*there)
         else:  # a new hour: time to forget the oldest
-            self._connection.execute(
+            self._database.execute(
                 "DELETE FROM drift_windows WHERE start < ?", (start - KEPT_SECONDS,)
             )
-        self._connection.execute(
+        self._database.execute(
             "REPLACE INTO drift_windows VALUES (?, ?, ?, ?)",
             (bundle, start, counts.rows, counts.pack()),
         )
