@@ -2,7 +2,7 @@
 
 import { get, root, Trouble } from "./api.js";
 import { absent, badge, counted, h, number, say, table, when, words } from "./dom.js";
-import { field, kept, empty } from "./filters.js";
+import { field, kept, onAsked } from "./filters.js";
 
 const ACTIONS = {
   promote: ["good", "▲ promoted"], rollback: ["bad", "▼ rolled back"], keep: ["warn", "✕ kept out"], train: ["", "trained"],
@@ -107,20 +107,7 @@ export async function ledger(main, one, site) {
     }
   }
 
-  function begin() {
-    const text = kept(form).toString();
-    history.replaceState(null, "", text ? `?${text}` : location.pathname);
-    return look(false);
-  }
-
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    begin();
-  });
-  form.addEventListener("reset", () => {
-    empty(form, FIELDS);
-    setTimeout(begin);
-  });
+  onAsked(form, FIELDS, () => look(false));
   older.addEventListener("click", () => look(true));
   show(first, false);
   if (one) main.append(h("p", {}, h("a", { href: `${root}/dashboard/ledger` }, "The ledger of all use cases")));

@@ -2,7 +2,7 @@
 
 import { get, root, Trouble } from "./api.js";
 import { absent, amount, badge, h, number, say, table, when, words } from "./dom.js";
-import { empty, field, kept } from "./filters.js";
+import { field, onAsked } from "./filters.js";
 
 const FIELDS = ["search", "since", "until", "version", "warned", "told", "min", "max"];
 
@@ -88,21 +88,10 @@ export async function predictions(main, one) {
     }
   }
 
-  function begin() {
+  onAsked(form, FIELDS, () => {
     [shown, before, examined] = [[], null, 0];
     wanted = query(form);
-    const text = kept(form).toString();
-    history.replaceState(null, "", text ? `?${text}` : location.pathname);
-    return look();
-  }
-
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    begin();
-  });
-  form.addEventListener("reset", () => {
-    empty(form, FIELDS);
-    setTimeout(begin);
+    look();
   });
   older.addEventListener("click", look);
   await look();
