@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from typing import NamedTuple, Protocol
 
 from mlops.deploy.lineup import Lineup, OnFailure, Request
 from mlops.deploy.syncing import Syncing
+from mlops.deploy.turns import Turns
 from mlops.errors import IdempotencyConflictError, LogBusyError, MlopsError, NotTrainedError
 from mlops.records import Failure, Prediction, Submission, Timing
 
@@ -64,10 +66,11 @@ class _Group(NamedTuple):
     recorded: list[Callable[[bool], None]]
     timings: list[Timing]
     flushed: list[asyncio.Future[None]]
+    rows: int
 
     @classmethod
     def new(cls) -> _Group:
-        return cls(None, [], [], [], [], [])
+        return cls(None, [], [], [], [], [], 0)
 
 
 class GroupCommit:
@@ -91,6 +94,7 @@ class GroupCommit:
         self._lines: asyncio.TimerHandle | None = None
         self._committing = False
         self._seconds_a_row = 0.0
+        self.turns = Turns()
         self._unsynced: list[tuple[_Group, Results]] = []
         self._syncing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict-and-log")
@@ -148,7 +152,7 @@ class GroupCommit:
 
     async def close(self) -> None:
         """Wait until all that was asked is answered. New requests must not come any more."""
-        while self._committing or self._syncing:
+        while self._committing or self._syncing or self.turns:
             await asyncio.sleep(0.005)
         for timer in (self._timer, self._lines):
             if timer:
@@ -169,15 +173,15 @@ class GroupCommit:
 
     def _start(self) -> None:
         """Take everything that waits and work it off."""
-        group, self._next = self._next._replace(lineup=self.lineup), _Group.new()
+        rows = self.rows_waiting()
+        group, self._next = self._next._replace(lineup=self.lineup, rows=rows), _Group.new()
         if self._timings_due:
             group = group._replace(timings=self._take_timings())
-        rows = sum(len(one.rows) for one in group.waiting)
         if rows > INLINE_ROWS or rows * self._seconds_a_row > INLINE_SECONDS:
-            self._in_thread(group, lambda: self._append(group, self._predict(group, rows)))
+            self._in_thread(group, lambda: self._append(group, self._predict(group)))
             return
         try:
-            predicted = self._predict(group, rows)
+            predicted = self._predict(group)
             try:
                 logged = self._append(group, predicted, wait=False)
             except LogBusyError:
@@ -199,12 +203,12 @@ class GroupCommit:
         if not self._log.follow():
             self._follow_soon()
 
-    def _predict(self, group: _Group, rows: int) -> Predicted:
-        if group.lineup is None or not rows:
+    def _predict(self, group: _Group) -> Predicted:
+        if group.lineup is None or not group.rows:
             return []
         started = time.perf_counter()
         predicted = group.lineup.answer(group.waiting, self._on_failure, self.runs)
-        self._seconds_a_row = (time.perf_counter() - started) / rows
+        self._seconds_a_row = (time.perf_counter() - started) / group.rows
         return predicted
 
     def _append(self, group: _Group, predicted: Predicted, *, wait: bool = True) -> Results:
@@ -244,7 +248,7 @@ class GroupCommit:
             self._unsynced.append((group, results))
             self._sync()
         else:
-            _answer(group, results)
+            self._answer(group, results)
 
     def _sync(self) -> None:
         """Wait until the disk has all groups committed so far, then answer them."""
@@ -257,18 +261,26 @@ class GroupCommit:
             self._syncing = False
             self._sync()
             for group, results in groups:
-                _answer(group, error or results)
+                self._answer(group, error or results)
 
         self._disk.begin(done)
 
-
-def _answer(group: _Group, results: Results | BaseException) -> None:
-    logged = not isinstance(results, BaseException)
-    if group.lineup is None and logged:
-        results = NotTrainedError("no model answers yet")
-    if isinstance(results, BaseException):
-        results = [results] * len(group.waiting)
-    for one, result in zip(group.waiting, results, strict=True):
-        one.finish(result)
-    for finish in group.recorded:
-        finish(logged)
+    def _answer(self, group: _Group, results: Results | BaseException) -> None:
+        """Let each request finish; those of a large group in turns (`turns.py`)."""
+        logged = not isinstance(results, BaseException)
+        if group.lineup is None and logged:
+            results = NotTrainedError("no model answers yet")
+        if isinstance(results, BaseException):
+            results = [results] * len(group.waiting)
+        # Groups are answered in turn: also a small one, if some of a large one wait to be written.
+        at_once = group.rows <= INLINE_ROWS and not self.turns
+        for one, result in zip(group.waiting, results, strict=True):
+            if at_once:
+                one.finish(result)
+            else:
+                self.turns.do(functools.partial(one.finish, result))
+        for finish in group.recorded:
+            if at_once:
+                finish(logged)
+            else:
+                self.turns.do(functools.partial(finish, logged))

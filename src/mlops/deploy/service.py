@@ -188,7 +188,8 @@ class Service:
         """Answer `{"instances": [...]}`, in order: all of them, or none, and all by one model."""
         write = self._write_batch
         if len(body) <= READ_INLINE_BYTES:
-            self._answer(self.reader.batch, write, body, headers, path, respond, model)
+            read = self.reader.batch
+            self._in_turn(lambda: self._answer(read, write, body, headers, path, respond, model))
             return
 
         def answer(read: asyncio.Future[Rows]) -> None:
@@ -406,6 +407,12 @@ class Service:
                     # Who gives no name is split by what they ask.
                     model = lineup.split.model_for(client or "\n".join(inputs))
                 group.predict(as_request((rows, inputs, key, client, model, finish)))
+
+    def _in_turn(self, work: Callable[[], None]) -> None:
+        if self._group:
+            self._group.turns.do(work)
+        else:
+            work()
 
     def _fail(
         self, error: BaseException, body: bytes, headers: Headers, path: str, respond: Respond
