@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -148,6 +149,20 @@ def test_r8_no_worker_answers_with_the_old_version_2_s_after_a_promotion(world: 
 
 
 @pytest.mark.slow
+def test_r12_a_request_that_waits_or_works_is_slow_but_not_one_that_gets_no_processor() -> None:
+    took: list[float] = []
+    with hostile.timed(took):
+        time.sleep(0.06)
+    with hostile.timed(took):
+        until = time.thread_time() + 0.06
+        while time.thread_time() < until:
+            pass
+    assert min(took) >= 0.055
+    with hostile.timed(took, 1_000_000_000):  # no such process: it waits for nothing
+        pass
+    assert took[2] < 0.05
+
+
 def test_r12_a_thousand_hostile_requests_are_refused_as_they_should_be(world: Worlds) -> None:
     holds(hostile.hostile(world(), 1_000))
 
