@@ -310,7 +310,8 @@ def test_filters_find_and_keep_to_the_address_and_lead_to_a_prediction(watched: 
     expect(rows.first).to_be_visible()
     page.get_by_role("button", name="Look at older ones").click()
     expect(rows).to_have_count(100)
-    rows.first.locator("a").click()
+    # The newest is the planted row, of a bundle that never was, where no test has asked before.
+    rows.nth(1).locator("a").click()
     expect(page.locator("h1")).to_have_text("California Housing: prediction")
     expect(page.get_by_role("heading", name="Where it comes from")).to_be_visible()
     expect(page.locator("#lineage")).to_contain_text("answers now")
