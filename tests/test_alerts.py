@@ -254,3 +254,12 @@ def test_a_book_that_cannot_be_written_is_kept_in_memory_until_it_can(tmp_path):
         lookout.look("iris")
         assert alerts(settings=settings)["open"] == lookout.listed(("iris",))["open"] == [alert]
     log.close()
+
+
+def test_the_size_of_the_write_ahead_log_is_watched(tmp_path):
+    log = PredictionLog(tmp_path / "irislogs", "irislogs", "crash")
+    with Lookout([Service(IRIS)], [log], read_settings(MLOPS_HOME=tmp_path)) as lookout:
+        log.probe()
+        wal = log.path.with_name("predictions.db-wal")
+        assert lookout.watched("iris").log_wal_bytes == wal.stat().st_size > 4_096
+    log.close()

@@ -295,6 +295,7 @@ WATCHED = Watched(
         Finding("experiment", "verdict", "alarm", "", {"model_version": 3, "mean": 0.1}, LOOKED),
     ),
     active={"disk": False, "drift": True},
+    log_wal_bytes=4_152,
 )
 
 
@@ -432,6 +433,7 @@ def test_what_is_watched_beside_the_traffic_is_a_gauge_each(iris_log):
     found = asyncio.run(run())
     assert found["mlops_log_disk_free_ratio", "iris"] == 0.25
     assert found["mlops_log_lines_behind", "iris"] == 3
+    assert found["mlops_log_wal_bytes", "iris"] == 4_152
     assert found["mlops_alert_active", "drift", "iris"] == 1
     assert found["mlops_alert_active", "disk", "iris"] == 0
     assert found["mlops_peak_hour_requests", "iris", "day"] == 1

@@ -199,3 +199,5 @@ class Watched(NamedTuple):
     findings: tuple[Finding, ...] = ()
     active: Mapping[str, bool] = {}
     """By rule, whether its alert is open."""
+    log_wal_bytes: int | None = None
+    """Size of the write-ahead log of the log's database."""

@@ -238,6 +238,11 @@ class _Collector:
             "Rows of the log's database that predictions.log lacks.",
             labels=by_use_case,
         )
+        unmoved = GaugeMetricFamily(
+            "mlops_log_wal_bytes",
+            "Write-ahead log of predictions.db: grows beside a reader that stays.",
+            labels=by_use_case,
+        )
         registered = GaugeMetricFamily(
             "mlops_champion_registered_timestamp_seconds",
             "When the champion was registered, in unix time.",
@@ -253,13 +258,14 @@ class _Collector:
             for family, value in (
                 (free, watched.disk_free),
                 (behind, watched.log_lines_behind),
+                (unmoved, watched.log_wal_bytes),
                 (registered, watched.champion_registered),
             ):
                 if value is not None:
                     family.add_metric(labels, value)
             for rule, is_open in watched.active.items():
                 active.add_metric((*labels, rule), is_open)
-        yield from (free, behind, registered, active)
+        yield from (free, behind, unmoved, registered, active)
 
     def _found(self) -> Iterator[Metric]:
         """Yield what the monitors found when they last looked."""

@@ -165,6 +165,7 @@ class Lookout:
             champion_registered=clock.seconds_of(champion.registered_utc) if champion else None,
             findings=findings,
             active={rule.name: rule.name in active for rule in RULES},
+            log_wal_bytes=file_size(its.path.with_name(f"{its.path.name}-wal")),
         )
 
     def listed(self, names: Sequence[str]) -> dict[str, Any]:
@@ -280,6 +281,14 @@ def note(message: Message, channel: Channel) -> Note:
         f"{message.says}.\n{span} (UTC). All alerts: mlops alerts",
         "success" if ended else KINDS[alert.severity],
     )
+
+
+def file_size(path: Path) -> int | None:
+    """Return the size of a file in bytes; None if that cannot be read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def free_share(folder: Path) -> float | None:
