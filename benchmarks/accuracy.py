@@ -44,7 +44,7 @@ from mlops.package.export import to_onnx
 from mlops.package.model import OnnxModel
 from mlops.package.parity import check_parity
 from mlops.usecase import FOLDS, Candidate
-from mlops.usecases.accurate_housing import boosting, ensemble
+from mlops.usecases.accurate_housing import ensemble
 from mlops.usecases.housing import HOUSING
 from mlops.verbs.console import progress
 
@@ -67,18 +67,13 @@ MODELS: dict[str, Candidate] = {
 
 ABLATIONS: tuple[tuple[str, Candidate], ...] = (
     ("LightGBM at its defaults", HOUSING.candidate("GradientBoosting")),
-    ("slower, with features left out: 700 trees", Candidate("Slow", boosting)),
     (
-        "geography and more quotients",
+        "slower trees on geography and more quotients",
         Candidate("Places", lambda seed: ensemble(seed, ["boosting"], neighbours=False)),
     ),
     (
         "what neighbours cost and are like",
         Candidate("Neighbours", lambda seed: ensemble(seed, ["boosting"])),
-    ),
-    (
-        "beside it, trees whose cuts are drawn at random",
-        Candidate("Extra", lambda seed: ensemble(seed, ["boosting", "extra"])),
     ),
     ("beside them, kernels: this is `accurate`", HOUSING.candidate("Accurate")),
 )

@@ -276,9 +276,9 @@ class Neighbours(_Placed):
 class Regions(_Placed):
     """What the rows near the middle of a row's region cost: looked up, and so all but free.
 
-    Regions are rectangles of two inputs times `scale`, cut until few training rows lie in one.
-    Each knows, of the nearest 4, 16 and 48 training rows to its centre, the mean of the target and
-    of the target / (`per` + 1), and of 16 that of `per`.
+    Regions are rectangles of two inputs times `scale`, cut until no more than one training row lies
+    in each. A region knows, of the nearest 4, 16 and 48 training rows to its centre, the mean of
+    the target and of the target / (`per` + 1), and of 16 that of `per`.
 
     A training row's region has seen its target. So this is for a model that learns from another's
     answers (`Distilled`), and never from the targets themselves.
@@ -294,7 +294,7 @@ class Regions(_Placed):
         self.per = per
 
     def fit(self, X: np.ndarray, y: Any = None) -> Self:
-        self.map_ = map_of(self._where(X), 48, crowd=3, sort=False)
+        self.map_ = map_of(self._where(X), 48, crowd=1, sort=False)
         target = np.asarray(y, dtype=float)
         per = X[:, self.places((self.per,))[0]]
         near = self.map_.rows

@@ -35,6 +35,11 @@ class Kernel:
     lengths: tuple[tuple[str, float], ...]
 
 
+def _one_thread() -> threadpool_limits:
+    """With several, the last digits depend on how many there are, and what learns from them."""
+    return threadpool_limits(1, "blas")
+
+
 class KernelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # untyped bases
     """The sum of `kernels` over named columns of [n, len(columns)], fitted by least squares.
 
@@ -83,8 +88,7 @@ class KernelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # u
         rows = self._standard(X)
         chosen = np.random.default_rng(self.random_state).permutation(len(rows))[: self.sample]
         self.rows_ = rows[np.sort(chosen)]
-        # One thread: with several, the last digits depend on how many there are.
-        with threadpool_limits(1, "blas"):
+        with _one_thread():
             among = self._covariance(self.rows_)
             gram = self.noise * among
             pull = np.zeros(len(self.rows_))
@@ -99,7 +103,8 @@ class KernelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # u
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         parts = [X[start : start + CHUNK] for start in range(0, len(X), CHUNK)]
-        answers = [self._covariance(self._standard(part)) @ self.coefficients_ for part in parts]
+        with _one_thread():
+            answers = [self._covariance(self._standard(one)) @ self.coefficients_ for one in parts]
         return np.concatenate(answers) * self.target_scale_ + self.target_mean_
 
     def _logged(self, X: np.ndarray) -> np.ndarray:

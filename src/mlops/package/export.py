@@ -124,8 +124,7 @@ def _regress(graph: Graph, model: Any, inputs: str, output: str = "") -> str:
     if _is_a(model, {"Distilled"}):
         return _regress(graph, model.student_, inputs, output)
     if _is_a(model, {"KernelRegressor"}):
-        total = features.kernels(graph, model, inputs)
-        return graph.add("Squeeze", total, np.array([1]), output=output)
+        return features.kernels(graph, model, inputs, output)
     forest = trees.read(model)
     if forest is not None:
         return _tree_values(graph, forest, inputs, output)

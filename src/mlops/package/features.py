@@ -184,8 +184,8 @@ def _scaled(graph: Graph, of: Any, names: tuple[str, str], given: str) -> Iterat
         yield graph.add("Mul", _columns(graph, given, of.places((name,))), np.array(float(scale)))
 
 
-def kernels(graph: Graph, model: Any, given: str) -> str:
-    """Add a `KernelRegressor`; return its answers [N, 1]. Equal to some 1e-12, as sums differ."""
+def kernels(graph: Graph, model: Any, given: str, output: str = "") -> str:
+    """Add a `KernelRegressor`; return its answers [N]. Equal to some 1e-12, as sums differ."""
     add = graph.add
     graph.at_once = AT_ONCE
     seen = _columns(graph, given, [model.columns.index(name) for name in model.used])
@@ -197,27 +197,24 @@ def kernels(graph: Graph, model: Any, given: str) -> str:
         seen = add("Where", logged, add("Log", of), seen)
     seen = add("Div", add("Sub", seen, model.mean_), model.scale_)
     seen = add("Min", add("Max", seen, np.array(-5.0)), np.array(5.0))
-    squared, shifts, weights = [], [], []
-    for kernel in model.kernels:
-        lengths = model.weights(kernel) * np.sqrt(3.0)
-        places = np.flatnonzero(lengths)
-        mine = add("Mul", _columns(graph, seen, places.tolist()), lengths[places])
-        theirs = (model.rows_ * lengths)[:, places]
-        # |a - b|² = |a|² - 2ab + |b|²: the first two in one product, [a, |a|²] x [-2b, 1].
-        own = add("ReduceSum", add("Mul", mine, mine), np.array([1]), keepdims=1)
-        across = np.vstack([-2.0 * theirs.T, np.ones(len(theirs))])
-        squared.append(add("MatMul", add("Concat", mine, own, axis=1), across))
-        shifts.append((theirs * theirs).sum(axis=1))
-        weights.append(model.coefficients_ * (kernel.variance * model.target_scale_))
-    # All kernels side by side from here: an operation takes 1 µs before it does anything.
-    far = add("Add", add("Concat", *squared, axis=1), np.concatenate(shifts))
-    distance = add("Sqrt", add("Max", far, np.array(0.0)))
+    # All kernels in one stack [kernels, N, ...]: an operation takes 1 µs before it does anything.
+    lengths = np.sqrt(3.0) * np.stack([model.weights(kernel) for kernel in model.kernels])[:, None]
+    mine, theirs = add("Mul", seen, lengths), model.rows_ * lengths
+    # |a - b|² = |a|² - 2ab + |b|², all three in one product: [a, |a|², 1] x [-2b, 1, |b|²].
+    own = add("ReduceSum", add("Mul", mine, mine), np.array([2]), keepdims=1)
+    mine = add("Pad", add("Concat", mine, own, axis=2), np.array([0, 0, 0, 0, 0, 1]), np.array(1.0))
+    length = (theirs * theirs).sum(axis=2)[:, :, None]
+    theirs = np.concatenate([-2.0 * theirs, np.ones_like(length), length], axis=2)
+    squared = add("MatMul", mine, np.swapaxes(theirs, 1, 2))
+    # Where a row lies on another, what is left of rounding may be below zero.
+    distance = add("Sqrt", add("Abs", squared))
     falling = add("Exp", add("Neg", distance))
     weighed = add("Mul", add("Add", distance, np.array(1.0)), falling)
+    variances = np.array([[[kernel.variance * model.target_scale_]] for kernel in model.kernels])
     # A product with one column takes thrice as long as this.
-    answers = add("Mul", weighed, np.concatenate(weights))
-    total = add("ReduceSum", answers, np.array([1]), keepdims=1)
-    return add("Add", total, np.array(model.target_mean_))
+    answers = add("Mul", weighed, variances * model.coefficients_)
+    total = add("ReduceSum", answers, np.array([0, 2]), keepdims=0)
+    return add("Add", total, np.array(model.target_mean_), output=output)
 
 
 TRANSFORMERS: dict[str, Callable[[Graph, Any, str], str]] = {
