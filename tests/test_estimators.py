@@ -13,6 +13,7 @@ from sklearn.ensemble import VotingRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.tree import DecisionTreeRegressor
+from threadpoolctl import threadpool_limits
 
 from mlops.build.pipeline import ModelInputs
 from mlops.errors import TrainingError, UsageError
@@ -234,6 +235,16 @@ def test_kernels_learn_what_a_line_cannot(rows, target):
     error = np.abs(kernels().fit(learnt, target[:300]).predict(asked) - target[300:]).mean()
     line = LinearRegression().fit(learnt, target[:300]).predict(asked)
     assert error < 0.5 * np.abs(line - target[300:]).mean()
+
+
+def test_answers_of_kernels_do_not_depend_on_the_number_of_threads():
+    rows = np.random.default_rng(8).uniform(0.5, 9, (1600, len(INPUTS)))
+    model = kernels(sample=1500).fit(rows, rows[:, 0])
+    answers = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            answers.append(model.predict(rows))
+    assert np.array_equal(*answers)  # else a student of it would be another model
 
 
 def test_a_student_answers_nearly_as_its_teacher(rows, target):
