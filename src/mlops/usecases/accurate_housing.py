@@ -65,7 +65,7 @@ COAST = (
 )
 """From Mexico to Oregon as (longitude, latitude), a point every 50 km or so."""
 
-BOOSTING, EXTRA, KERNELS = 0.30, 0.50, 0.20
+BOOSTING, EXTRA, KERNELS = 0.33, 0.41, 0.26
 """What each counts for: non-negative least squares on the folds' held-out answers."""
 
 
