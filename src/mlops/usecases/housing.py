@@ -228,7 +228,7 @@ HOUSING = UseCase(
         Profile(
             "accurate",
             "the most accurate model, and one that answers in microseconds",
-            minutes=12,
+            minutes=15,
             products=(Product("accurate", "Accurate"), Product("fast", "Fast")),
         ),
     ),
