@@ -18,7 +18,7 @@ from mlops.deploy.predictor import new_ids
 from mlops.improve.experiments import Experiment
 from mlops.improve.ledger import Ledger
 from mlops.loop.performance import measure_of
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.loop.verdict import report
 from mlops.package.bundle import golden_answers, open_bundle
 from mlops.package.model import OnnxModel

@@ -29,7 +29,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from promotions import World
 
 from mlops.improve.ledger import Ledger
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.records import Submission
 from mlops.settings import read_settings
 from mlops.usecases.housing import HOUSING

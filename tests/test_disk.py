@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +18,28 @@ FRAME = PAGE + FRAME_HEAD_BYTES
 Begun = list[tuple[int, int]]
 
 
+class Hands:
+    """A clock that stands still unless it is moved: how busy the machine is plays no part."""
+
+    now = 1.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
+def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
+    """Return the clock that the disk is timed by."""
+    hands = Hands()
+    monkeypatch.setattr(disk, "time", hands)
+    return hands
+
+
+@pytest.fixture
+def begun(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> Begun:
     """Return where each begun write starts, and how long it is; the disk is a quick one."""
     found: Begun = []
     monkeypatch.setattr(os, "fdatasync", lambda _: None)
-    monkeypatch.setattr(disk, "STALE_SECONDS", 60.0)  # however busy the machine
     monkeypatch.setattr(disk, "begin_writing", lambda _, *part: found.append(part))
     return found
 
@@ -85,21 +100,20 @@ def test_a_log_that_began_again_at_its_start_is_written_from_there(
 
 @pytest.mark.parametrize("seconds", [2 * disk.QUICK_SECONDS, 0.0])
 def test_a_disk_that_was_slow_or_is_at_work_or_long_unheard_of_is_left_alone(
-    plain: Disk, begun: Begun, seconds: float, monkeypatch: pytest.MonkeyPatch
+    plain: Disk, begun: Begun, hands: Hands, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain.pages = 3
 
     def slowly(_: int) -> None:
         plain.begin()  # another group is committed meanwhile
         assert begun == []
-        time.sleep(seconds)
+        hands.now += seconds
 
     monkeypatch.setattr(os, "fdatasync", slowly)
     plain.sync()
-    now = time.monotonic()
     plain.begin()
     assert len(begun) == (seconds == 0)
-    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * disk.STALE_SECONDS)
+    hands.now += 2 * disk.STALE_SECONDS
     plain.begin()
     assert len(begun) == (seconds == 0)
 

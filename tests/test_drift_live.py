@@ -20,7 +20,7 @@ from conftest import environment
 
 from mlops import cli, clock
 from mlops.improve.ledger import Ledger
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.loop.watching import Profiles, Watcher, sealed_profile
 from mlops.monitor.drift import tables
 from mlops.monitor.drift import windows as windows_module

@@ -21,7 +21,7 @@ from mlops.improve.ledger import Ledger
 from mlops.improve.running import Trial
 from mlops.loop import experimenting
 from mlops.loop.experimenting import Keeper
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.loop.shadowing import Shadow
 from mlops.loop.verdict import findings_of
 from mlops.monitor.log import PredictionLog

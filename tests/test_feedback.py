@@ -18,7 +18,7 @@ from mlops.build.data import prepare, split
 from mlops.deploy.feedback import LARGEST_BATCH, actual_value
 from mlops.deploy.service import Service
 from mlops.loop.performance import judge, measure_of
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.records import Attached
 from mlops.settings import read_settings
 from mlops.usecases import USE_CASES

@@ -27,7 +27,8 @@ from mlops.loop import promote as promoting
 from mlops.loop.follow import open_champion, rehearse
 from mlops.loop.guarding import Guard
 from mlops.loop.performance import measure_of
-from mlops.loop.serve import open_for_explaining, open_log
+from mlops.loop.prediction_log import open_log
+from mlops.loop.serve import open_for_explaining
 from mlops.monitor.alerts.rules import Known, Limits, rollback, unwatched
 from mlops.records import Finding, Submission, Watched
 from mlops.settings import Settings, read_settings

@@ -281,7 +281,7 @@ def test_the_watch_over_imports_sees_what_it_is_to_see(empty_folder):
 @pytest.mark.parametrize("module", ["api.main", "mlops.loop.predict"])
 def test_serving_imports_no_training_library(empty_folder, module):
     loaded = set(json.loads(in_an_empty_folder(empty_folder, OPEN_A_MODEL, module)))
-    assert {"mlops", "fastapi", "onnxruntime"} <= loaded
+    assert {"mlops", "onnxruntime"} <= loaded
     assert loaded & HEAVY == set()
 
 

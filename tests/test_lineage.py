@@ -14,7 +14,7 @@ from mlops.errors import UsageError
 from mlops.improve.ledger import UNTRACKED, Ledger
 from mlops.loop.lineage import lineage
 from mlops.loop.predict import predict
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.package.bundle import open_bundle
 from mlops.settings import Settings, read_settings
 from mlops.usecases import USE_CASES

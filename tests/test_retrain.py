@@ -33,10 +33,10 @@ from mlops.loop.feedback import feedback
 from mlops.loop.gates import gates
 from mlops.loop.lesson import gather, learnt
 from mlops.loop.predict import predict
+from mlops.loop.prediction_log import open_log
 from mlops.loop.recipe import recipe, still_valid
 from mlops.loop.report import Silent
 from mlops.loop.retrain import Retrained, retrain
-from mlops.loop.serve import open_log
 from mlops.package.bundle import open_bundle
 from mlops.records import Finding
 from mlops.settings import Settings, read_settings

@@ -33,7 +33,7 @@ from mlops import cli, clock
 from mlops.deploy.split import arm_of
 from mlops.improve.ledger import Ledger
 from mlops.loop import shadowing
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.loop.shadowing import PAGE_ROWS, Shadow
 from mlops.monitor.alerts.rules import RULES, Known, Limits
 from mlops.package.bundle import open_bundle

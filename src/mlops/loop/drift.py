@@ -13,8 +13,8 @@ from mlops.build.data import write_whole
 from mlops.build.sheet import sheet
 from mlops.errors import MlopsError, NotTrainedError, UsageError
 from mlops.improve.ledger import Ledger, Version
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.loop.report import Report, Silent
-from mlops.loop.serve import has_log, open_log
 from mlops.loop.watching import Profiles, budget_of, look, sealed_before, sealed_profile
 from mlops.monitor.drift import columns, tables
 from mlops.monitor.drift.budget import Budget, parse_span, span

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from mlops.deploy.feedback import ITEM, actual_value
 from mlops.errors import DataError, NotTrainedError
 from mlops.loop.performance import WINDOW, look, measure_of
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.loop.report import Report, Silent
-from mlops.loop.serve import has_log, open_log
 from mlops.monitor.log import PredictionLog
 from mlops.monitor.truths import Measure
 from mlops.settings import Settings, read_settings

@@ -8,7 +8,7 @@ import dataclasses
 from mlops import clock
 from mlops.improve.guard import KIND, probation
 from mlops.improve.ledger import Ledger
-from mlops.loop.serve import has_log, open_log
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.records import Finding
 from mlops.settings import Settings, read_settings
 from mlops.usecases import find

@@ -13,7 +13,7 @@ from mlops.build.growth import Batch, Lesson, grow, lesson_of, split_grown
 from mlops.build.source import Refused, read_source
 from mlops.errors import DataError
 from mlops.loop.check import ranges_of
-from mlops.loop.serve import days_ago, has_log, open_log
+from mlops.loop.prediction_log import days_ago, has_log, open_log
 from mlops.package.bundle import Bundle
 from mlops.settings import Settings
 from mlops.usecase import Retraining, UseCase

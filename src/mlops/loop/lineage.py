@@ -18,7 +18,7 @@ from typing import Any
 
 from mlops.errors import BundleError, TrackingError, UsageError
 from mlops.improve.ledger import UNTRACKED, Ledger, Version
-from mlops.loop.serve import has_log, open_log
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.package.bundle import open_bundle
 from mlops.records import Prediction
 from mlops.settings import Settings, read_settings

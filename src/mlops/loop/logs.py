@@ -12,8 +12,8 @@ from typing import Any
 
 from mlops.errors import NotTrainedError, UsageError
 from mlops.loop.lineage import shown
+from mlops.loop.prediction_log import SECONDS_BETWEEN_STEPS, days_ago, has_log, open_log
 from mlops.loop.report import Report, Silent
-from mlops.loop.serve import SECONDS_BETWEEN_STEPS, days_ago, has_log, open_log
 from mlops.monitor.export import writer_for
 from mlops.monitor.log import PredictionLog
 from mlops.settings import Settings, read_settings

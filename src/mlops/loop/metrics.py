@@ -8,7 +8,7 @@ from typing import Any
 from mlops.deploy.exposition import Scrape, as_json, together
 from mlops.errors import NotTrainedError
 from mlops.improve.ledger import Ledger
-from mlops.loop.serve import has_log, open_log
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.settings import Settings, read_settings
 from mlops.usecases import USE_CASES, find
 

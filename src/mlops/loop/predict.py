@@ -14,7 +14,7 @@ from mlops.deploy.service import Reply, Service, reply_of
 from mlops.errors import LogUnavailableError, MlopsError, NoIntervalError, NotTrainedError
 from mlops.improve.ledger import Ledger
 from mlops.loop.follow import open_champion
-from mlops.loop.serve import open_log
+from mlops.loop.prediction_log import open_log
 from mlops.settings import Settings, read_settings
 from mlops.usecases import find
 

@@ -21,7 +21,7 @@ from mlops.improve.ledger import Ledger
 from mlops.improve.sequential import Judgement, complete, judge
 from mlops.loop.logs import moment, open_existing
 from mlops.loop.losses import fields_of, losses_of, numbers_of
-from mlops.loop.serve import has_log, open_log
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.package.bundle import GOLDEN_TOLERANCE, Bundle, golden_difference, open_bundle
 from mlops.records import Prediction
 from mlops.settings import Settings, read_settings

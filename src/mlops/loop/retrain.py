@@ -38,11 +38,11 @@ from mlops.loop.experiment import begin
 from mlops.loop.finished import Finished
 from mlops.loop.gently import gently
 from mlops.loop.lesson import Gathered, gather, kept_table
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.loop.products import settle
 from mlops.loop.promote import admit, promote
 from mlops.loop.recipe import recipe
 from mlops.loop.report import Report, Silent
-from mlops.loop.serve import has_log, open_log
 from mlops.loop.train import Training, train
 from mlops.package.bundle import open_bundle
 from mlops.records import Finding

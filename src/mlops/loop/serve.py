@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import datetime
 import functools
 import logging
 import math
@@ -34,6 +33,7 @@ from mlops.loop.experimenting import keep_experimenting
 from mlops.loop.follow import Follower, rehearse
 from mlops.loop.guarding import Guard, keep_guarding
 from mlops.loop.performance import judge, look, measure_of
+from mlops.loop.prediction_log import MEGABYTE, SECONDS_BETWEEN_STEPS, days_ago, open_log
 from mlops.loop.presence import Presence
 from mlops.loop.watching import Watcher, keep_watching
 from mlops.monitor.log import PredictionLog
@@ -46,8 +46,6 @@ from mlops.usecases import find
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_PRUNINGS = 60.0
 SECONDS_BETWEEN_JUDGEMENTS = 60.0
-SECONDS_BETWEEN_STEPS = 0.05
-MEGABYTE = 1_000_000
 KEPT_OPEN = 4
 """Bundles of former champions, opened to explain what they answered."""
 
@@ -192,23 +190,6 @@ def _answering(service: Service) -> tuple[int, str] | None:
     return (champion.version, champion.bundle.hash) if champion else None
 
 
-def has_log(use_case: UseCase, settings: Settings) -> bool:
-    """Whether a use case has answered anything here yet."""
-    return (settings.home / use_case.log_name / "predictions.db").exists()
-
-
-def open_log(use_case: UseCase, settings: Settings) -> PredictionLog:
-    """Open the prediction log of a use case, made and completed if need be."""
-    folder = settings.home / use_case.log_name
-    return PredictionLog(
-        folder,
-        use_case.log_name,
-        settings.durability,
-        largest_file=int(settings.log_rotate_mb * MEGABYTE),
-        keep_files=settings.log_keep_files,
-    )
-
-
 def _traced(use_case: UseCase, settings: Settings, row: Prediction) -> dict[str, Any]:
     """Return a logged prediction with its lineage, as HTTP shows it."""
     from mlops.loop.lineage import shown, trace
@@ -273,9 +254,3 @@ async def _keep_judging(
                 await asyncio.to_thread(judge, service.use_case, prediction_log, settings)
             except MlopsError as error:
                 log.error("%s: quality could not be judged: %s", service.use_case.name, error)
-
-
-def days_ago(days: float) -> str:
-    """Return the moment that many days ago, as the log writes it."""
-    moment = clock.utc() - datetime.timedelta(days=days)
-    return moment.isoformat(timespec="microseconds")

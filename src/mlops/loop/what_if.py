@@ -22,8 +22,8 @@ from mlops.improve.intervals import FEWEST_ROWS, interval
 from mlops.improve.ledger import Ledger, Version
 from mlops.loop.evidence import gather
 from mlops.loop.losses import fields_of, losses_of, numbers_of
+from mlops.loop.prediction_log import has_log, open_log
 from mlops.loop.report import Report, Silent
-from mlops.loop.serve import has_log, open_log
 from mlops.monitor.log import PredictionLog
 from mlops.package.bundle import Bundle, open_bundle
 from mlops.settings import Settings, read_settings

@@ -5,14 +5,11 @@ from __future__ import annotations
 import datetime
 import html
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlops import clock
 from mlops.build.sheet import sheet
-from mlops.loop.story.tale import DAY, Day, Story
-
-if TYPE_CHECKING:
-    from mlops.loop.story.tell import Told
+from mlops.loop.story.tale import DAY, Day, Story, Told
 
 WIDTH, HEIGHT, LEFT, FOOT = 760, 190, 44, 22
 MORE_STYLE = """

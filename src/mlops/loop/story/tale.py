@@ -51,6 +51,18 @@ class Day(NamedTuple):
     """How many answers of this day each version gave."""
 
 
+class Told(NamedTuple):
+    """How it went. `failed` names the chapter that did not come true, and `why`."""
+
+    chapters: tuple[Happened, ...]
+    failed: str | None
+    why: str | None
+    seconds: float
+    simulated_days: float
+    predictions: int
+    report: str
+
+
 @dataclasses.dataclass
 class Story:
     """What is known while the story goes on. Times are unix seconds of its own clock."""

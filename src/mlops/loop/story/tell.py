@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mlops import clock
 from mlops.build.data import write_whole
@@ -16,7 +15,7 @@ from mlops.errors import MlopsError, UsageError
 from mlops.loop.report import Report, Silent
 from mlops.loop.story.chapters import CHAPTERS
 from mlops.loop.story.page import page
-from mlops.loop.story.tale import DAY, LOOK_EVERY, Happened, Story
+from mlops.loop.story.tale import DAY, LOOK_EVERY, Happened, Story, Told
 from mlops.loop.story.world import COMMAND, World
 from mlops.settings import Settings
 from mlops.usecases import find
@@ -31,18 +30,6 @@ PACE = {
     "RETRAIN_NEW_ROW_WEIGHT": "20",
 }
 """Settings of the story's server: a false alarm a year, for it must not come in these weeks."""
-
-
-class Told(NamedTuple):
-    """How it went. `failed` names the chapter that did not come true, and `why`."""
-
-    chapters: tuple[Happened, ...]
-    failed: str | None
-    why: str | None
-    seconds: float
-    simulated_days: float
-    predictions: int
-    report: str
 
 
 def story(
