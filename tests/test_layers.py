@@ -282,6 +282,7 @@ def test_the_watch_over_imports_sees_what_it_is_to_see(empty_folder):
 def test_serving_imports_no_training_library(empty_folder, module):
     loaded = set(json.loads(in_an_empty_folder(empty_folder, OPEN_A_MODEL, module)))
     assert {"mlops", "onnxruntime"} <= loaded
+    assert ("fastapi" in loaded) == (module == "api.main")  # who asks a log needs no server
     assert loaded & HEAVY == set()
 
 
