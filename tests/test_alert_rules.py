@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mlops.database import transaction
 from mlops.errors import UsageError
 from mlops.monitor.alerts.book import (
     FIRST_RETRY,
@@ -262,6 +263,19 @@ def test_a_channel_that_is_no_longer_configured_gets_nothing(book):
     start(book)
     assert events(book, NOW, (SLACK,)) == []
     assert events(book, NOW, ()) == []
+
+
+def test_who_finds_a_look_due_when_another_does_leaves_it_to_the_first(book, tmp_path, monkeypatch):
+    assert book.due("iris", NOW, 5)
+    with AlertBook(tmp_path / "alerts.db") as other:
+
+        def after_the_other(database: Any) -> Any:
+            monkeypatch.undo()
+            assert other.due("iris", NOW + 5, 5)
+            return transaction(database)
+
+        monkeypatch.setattr("mlops.monitor.alerts.book.transaction", after_the_other)
+        assert not book.due("iris", NOW + 5, 5)
 
 
 def test_of_all_processes_one_looks_at_a_time(book, tmp_path):

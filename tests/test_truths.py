@@ -212,7 +212,7 @@ def test_classes_are_counted_by_what_was_and_what_was_said(tmp_path: Path) -> No
 
 
 SENDER = """
-    import random, sys
+    import random, sys, time
     from pathlib import Path
     from test_truths import measure, open_log
 
@@ -224,6 +224,7 @@ SENDER = """
     attached = 0
     for _ in range(int(sys.argv[3])):
         attached += log.attach(order.sample(pairs, 2), measure).attached
+        time.sleep(order.uniform(0, 0.004))  # the other one has its turn
     print(attached, flush=True)
     log.close()
 """

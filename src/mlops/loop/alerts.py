@@ -99,6 +99,9 @@ class Lookout:
             self._leave_memory()
         try:
             self._look(name)
+        except apsw.BusyError as error:
+            # The book can be written, by another process just now. Memory would part from it.
+            log.warning("%s: alerts are looked at later: alerts.db: %s", name, error)
         except apsw.Error as error:
             with self._lock:
                 self._go_to_memory(error)

@@ -112,10 +112,9 @@ class AlertBook(Database):
     def due(self, use_case: str, now: float, every: float) -> bool:
         """Whether the caller is to look at a use case now; then nobody else is, for `every` s."""
         # Only read at first: most calls find that it is not due, and need not write that down.
-        row = self._database.execute("SELECT next FROM looks WHERE use_case = ?", (use_case,))
-        known = row.fetchone()
+        known = self.next_look(use_case)
         # A clock that was set back must not keep everybody from looking.
-        if known and now < known[0] <= now + every:
+        if known is not None and now < known <= now + every:
             return False
         with transaction(self._database):
             self._database.execute(
@@ -235,9 +234,12 @@ class AlertBook(Database):
 
     def next_look(self, use_case: str) -> float | None:
         """Return when a use case is looked at next; in the past if nobody looks any more."""
-        row = self._database.execute("SELECT next FROM looks WHERE use_case = ?", (use_case,))
-        found = row.fetchone()
-        return found[0] if found else None
+        # Read to the end: a statement that is still open would keep the state that it saw, and
+        # whoever begins to write after another process did would be told "database is locked".
+        found: list[Any] = self._database.execute(
+            "SELECT next FROM looks WHERE use_case = ?", (use_case,)
+        ).fetchall()
+        return found[0][0] if found else None
 
     def _alerts(self, where: str, *bindings: Any) -> list[Alert]:
         rows = self._database.execute(f"{SELECT} WHERE {where} ORDER BY id", bindings)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -70,8 +72,7 @@ async def send(notes: Sequence[Note], seconds: float = SECONDS_TO_SEND) -> list[
     )
     try:
         async with asyncio.timeout(seconds):
-            process.stdin.write(json.dumps(notes).encode())  # type: ignore[union-attr]  # a pipe
-            process.stdin.write_eof()  # type: ignore[union-attr]
+            process.stdin.write(f"{json.dumps(notes)}\n".encode())  # type: ignore[union-attr]  # a pipe
             async for line in process.stdout:  # type: ignore[union-attr]
                 number, error = json.loads(line)
                 answers[number] = error
@@ -112,9 +113,19 @@ def _deliver(note: Note) -> str | None:
     return cleared(said[-1] if said else "the channel refused it", note.url)
 
 
+def _end_with_input() -> None:
+    """End the process when nobody is left to write down what was sent: it would be sent again."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
 def main() -> None:
-    """Read notes from standard input; print a line [number, error or null] when each is done."""
-    notes: list[Any] = json.load(sys.stdin)
+    """Read notes from standard input; print a line [number, error or null] when each is done.
+
+    Standard input stays open until the process that wants to know has read that, or died.
+    """
+    notes: list[Any] = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
 
     def deliver(number: int) -> None:
         try:
