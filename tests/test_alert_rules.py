@@ -36,7 +36,7 @@ LIMITS = Limits()
 HOOK = Channel("json", "json://127.0.0.1:9/secretpath")
 SLACK = Channel("slack", "slack://tokenA/tokenB/tokenC")
 RULE = {rule.name: rule for rule in RULES}
-WELL = Watched(0.5, 0, NOW - 10, NOW - 86_400)
+WELL = Watched(0.5, 0, NOW - 10, NOW - 86_400, log_wal_bytes=33_000_000)
 
 
 def traffic(requests: int, errors: int = 0, p95: float = 3.0) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def test_where_all_is_well_no_rule_is_broken():
         ("stale_model", watched(champion_registered=NOW - 91 * 86_400), "91.0 days ago"),
         ("unwatched", watched(findings=(finding("drift", "ok", age=90_010),)), "25.0 hours"),
         ("disk", watched(disk_free=0.03), "3.0% of the log's disk is free; the limit is 5.0%"),
+        ("wal", watched(log_wal_bytes=1_100_000_000), "has 1,100 MB, the limit is 1,074 MB"),
         ("log_stopped", watched(log_lines_behind=7), "predictions.log lacks 7 of the rows"),
         ("log_stopped", known(log_failed="no space left"), "cannot be written"),
     ],
@@ -126,6 +127,7 @@ def test_exactly_the_limit_is_not_above_it():
         ("quality", known()),
         ("unwatched", known()),
         ("disk", watched(disk_free=None)),
+        ("wal", watched(log_wal_bytes=None)),
         ("log_stopped", watched(log_lines_behind=None)),
     ],
 )

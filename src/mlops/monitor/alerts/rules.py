@@ -18,6 +18,8 @@ WATCHED = ("drift", "quality")
 HOURS_UNWATCHED = 24
 HOURS_TOLD = 24
 """How long an alert tells of a rollback, unless a new champion is guarded before."""
+LARGEST_WAL = 1 << 30
+"""Bytes of a write-ahead log that readers of minutes explain; beyond, one of them never ends."""
 MOST_SAID = 3
 LONGEST_GAP = 60.0
 """Seconds without a look, after which a breach has to show anew that it lasts."""
@@ -175,6 +177,19 @@ def disk(known: Known, limits: Limits) -> Reading:
     return Reading(free < limits.disk_free, says, free, limits.disk_free)
 
 
+def wal(known: Known, _: Limits) -> Reading:
+    """The write-ahead log of predictions.db: it grows for as long as one reader stays in it."""
+    size = known.watched.log_wal_bytes
+    if size is None:
+        return Reading(None, "the size of the write-ahead log cannot be read")
+    says = (
+        f"the write-ahead log of predictions.db has {size / 1e6:,.0f} MB, the limit is "
+        f"{LARGEST_WAL / 1e6:,.0f} MB: a process that reads the database and does not end keeps it "
+        "from beginning anew; end that process"
+    )
+    return Reading(size > LARGEST_WAL, says, size, LARGEST_WAL)
+
+
 def log_stopped(known: Known, _: Limits) -> Reading:
     """The log cannot be written, or its text file does not follow the database."""
     if known.log_failed:
@@ -198,6 +213,7 @@ RULES = (
     Rule("unwatched", "warning", unwatched),
     Rule("silent", "warning", silent),
     Rule("disk", "critical", disk),
+    Rule("wal", "warning", wal),
     Rule("log_stopped", "critical", log_stopped),
 )
 
