@@ -223,7 +223,7 @@ LINES = (
     Line(
         "R19",
         "memory, descriptors, threads per million requests",
-        "1 % errors, a reload every 2,000",
+        "1 % errors, a reload every 2,000; before that, to warm up, the same for three minutes",
         "50 MB at most, flat",
         "5 MB at most, flat",
         sizes=(12_000, 1_000_000),
