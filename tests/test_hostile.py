@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from traffic import Reply, post, send, send_one
 
+from mlops.deploy.inference_protocol import _parse
+from mlops.deploy.problems import invalid
+from mlops.deploy.reader import LONG_BODY, Reader
 from mlops.deploy.schemas import LARGEST_BATCH
 from mlops.deploy.service import Service, reply_of
 from mlops.usecase import UseCase
@@ -28,6 +33,8 @@ from mlops.usecases.iris import IRIS
 
 GOOD = dict(next(iter(HOUSING.examples.values())))
 DEPTH = 1_000_000
+WHOLE_BODY = {"json_invalid", "model_type", "too_many_names", "too_many_values"}
+"""What is wrong with no one field."""
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +93,15 @@ def values() -> Iterator[tuple[str, Case]]:
         ("4,301 digits", "latitude", "9" * 4301, ("latitude", "out of range")),
         ("a million digits", "latitude", "9" * 1_000_000, ("latitude", "out of range")),
         ("a fraction of 5,000 digits", "latitude", "99." + "9" * 5000, ("latitude",)),
-        ("lists a million deep", "latitude", "[" * DEPTH, ("latitude", "recursion")),
-        ("closed lists", "latitude", "[" * DEPTH + "]" * DEPTH, ("latitude", "recursion")),
+        ("lists a million deep", "latitude", "[" * DEPTH, ("more than 10016 commas, brackets",)),
+        ("lists 5,000 deep", "latitude", "[" * 5000, ("latitude", "recursion")),
+        ("closed lists", "latitude", "[" * 5000 + "]" * 5000, ("latitude", "recursion")),
+        (
+            "four million values",
+            "latitude",
+            "[" + "0.5," * 3_970_000 + "1]",
+            ("no more rows than 1",),
+        ),
         ("objects a million deep", "latitude", '{"a":' * DEPTH, ("more names",)),
         ("a lone surrogate", "latitude", '"\\ud800"', ("latitude",)),
         ("a lone low surrogate", "latitude", '"\\udc00"', ("latitude",)),
@@ -153,7 +167,7 @@ def bodies() -> Iterator[tuple[str, Case]]:
         "single quotes": good.replace(b'"', b"'"),
         "gzip": b"\x1f\x8b\x08\x00" + b"\x00" * 20,
         "zeros": b"\x00" * 1000,
-        "deep lists": b"[" * DEPTH,
+        "deep lists": b"[" * 5000,
     }.items():
         yield name, Case(body, "", ("Invalid JSON",))
     for name, body in {
@@ -200,7 +214,7 @@ def test_a_hostile_request_is_refused_by_name_and_recorded_and_the_next_is_answe
     reply = send_one(server.port, "/housing/predict", case.body)
     took = time.perf_counter() - started
     problem = check_refusal(reply, case.field, case.words)
-    if problem["type"] not in {"json_invalid", "model_type", "too_many_names"}:
+    if problem["type"] not in WHOLE_BODY:
         assert problem["loc"][:1] == ["body"]
         assert problem["loc"][1] == case.field or not case.field
     if problem["type"] == "finite_number":
@@ -238,6 +252,114 @@ def test_a_hostile_batch_is_refused_by_name(name: str, server: Server) -> None:
     after = server.request("/housing/metrics")[1]
     assert after["total_predictions"] == before["total_predictions"]
     assert after["failed_requests"] == before["failed_requests"] + 1
+
+
+HUGE = """
+import sys
+from mlops.deploy.inference_protocol import ProtocolError, _parse
+from mlops.deploy.problems import invalid
+from mlops.deploy.reader import Reader
+from mlops.usecases.housing import HOUSING
+from pydantic import ValidationError
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+reader, size = Reader(HOUSING), 15_900_000
+v2 = lambda body: _parse(body, None, len(HOUSING.fields))
+read = {"one": reader.one, "batch": reader.batch, "v2": v2}[sys.argv[1]]
+head, unit, tail = (text.encode() for text in sys.argv[2:])
+body = head + unit * ((size - len(head) - len(tail)) // len(unit)) + tail
+before = peak()
+try:
+    read(body)
+except ValidationError as error:
+    print(invalid(error, HOUSING, body)[0]["type"], peak() - before)
+except ProtocolError as error:
+    print("many" if "more than 170000 commas" in error.detail else "other", peak() - before)
+"""
+ROW_OF_395 = '{"x":[' + "0.5," * 394 + "0.5]},"
+FACE = '{"x":"😀'
+HUGE_BODIES = {
+    "a list for a number": ("one", '{"total_rooms":[', "0.5,", "1]}", "too_many_values"),
+    "lists": ("one", '{"total_rooms":[', "[],", "1]}", "too_many_values"),
+    "a text in four bytes a letter": ("one", FACE, "y", '"}', "missing"),
+    "rows of lists": ("batch", '{"instances":[', ROW_OF_395, "{}]}", "too_many_values"),
+    "rows of objects": ("batch", '{"instances":[', "{},", "{}]}", "too_many_values"),
+    "deep lists": ("batch", '{"instances":[', "[" * 99 + "]" * 99 + ",", "1]}", "too_many_values"),
+    "a row of a text": ("batch", '{"instances":[' + FACE, "y", '"}]}', "missing"),
+    "rows of texts": (
+        "batch",
+        '{"instances":[',
+        FACE + "y" * 1_600 + '"},',
+        "{}]}",
+        "missing",
+    ),
+    "data of v2": ("v2", '{"inputs":[{"data":[', "0.5,", "1]}]}", "many"),
+    "objects of v2": ("v2", '{"inputs":[{"data":[', "{},", "1]}]}", "many"),
+    "a text of v2": ("v2", '{"inputs":[{"data":["😀', "y", '"]}]}', "other"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE_BODIES)
+def test_a_body_of_nearly_16_mib_is_refused_without_copies_of_it_in_memory(name: str) -> None:
+    *given, kind = HUGE_BODIES[name]
+    said = subprocess.run(
+        [sys.executable, "-c", HUGE, *given], check=True, capture_output=True, text=True
+    )
+    found, kilobytes = said.stdout.split()
+    assert found == kind
+    assert int(kilobytes) < 250_000
+
+
+def refusal(read: Callable[[bytes], Any], body: bytes) -> Any:
+    """Return what is wrong with a body, without where the JSON ends; None if nothing is."""
+    try:
+        read(body)
+    except ValidationError as error:
+        return [
+            {**item, "msg": item["msg"].split(" at line")[0]}
+            for item in invalid(error, HOUSING, body)
+        ]
+    return None
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if len(CASES[name].body) < 10_000])
+def test_a_long_body_is_refused_in_the_same_words_as_a_short_one(name: str) -> None:
+    body, reader = CASES[name].body, Reader(HOUSING)
+    blanks = b" " * LONG_BODY
+    assert refusal(reader.one, body + blanks) == refusal(reader.one, body)
+    body = b'{"instances": [' + body + b"]}"
+    assert refusal(reader.batch, body + blanks) == refusal(reader.batch, body)
+
+
+@pytest.mark.parametrize("use_case", [HOUSING, IRIS])
+def test_what_is_legal_is_accepted_however_long_its_body_is(use_case: UseCase) -> None:
+    reader, blanks = Reader(use_case), b" \n" * 1_000_000
+    good = dict(next(iter(use_case.examples.values())))
+    one = json.dumps(good, indent=1).encode()
+    assert reader.one(one.replace(b"\n", blanks[:200_000]))[1] == reader.one(one)[1]
+    spelt = one.replace(b"l", b"\\u006c")
+    batch = b'{"instances": [' + b",".join([spelt] * LARGEST_BATCH) + b"]}"
+    assert len(reader.batch(batch + blanks)[0]) == LARGEST_BATCH
+    # The form of v2 with most brackets, and all that may stand beside the values.
+    many = {f"parameter, {number}": [number, "[,]"] for number in range(500)}
+    tensors = [
+        {
+            "name": name,
+            "shape": [LARGEST_BATCH, 1],
+            "datatype": "FP64",
+            "parameters": many if name == use_case.fields[0] else {},
+            "data": [[value]] * LARGEST_BATCH,
+        }
+        for name, value in good.items()
+    ]
+    outputs = [{"name": "warnings", "parameters": {"binary_data": False}}] * 100
+    asked = {"id": "," * 200, "parameters": many, "inputs": tensors, "outputs": outputs}
+    parsed, tail = _parse(json.dumps(asked).encode() + blanks, None, len(use_case.fields))
+    assert parsed.model_dump() == asked
+    assert tail == b""
 
 
 def test_one_bad_row_of_a_batch_is_named_by_its_index_and_nothing_is_logged(
@@ -536,6 +658,7 @@ def test_one_request_is_accepted_exactly_when_the_documented_model_accepts_it(
 ) -> None:
     body = data.draw(one_row(hot[name].service.use_case)).encode()
     check_against_the_documented_model(hot[name], body, batch=False)
+    check_against_the_documented_model(hot[name], body + b" " * LONG_BODY, batch=False)
 
 
 @SOME
@@ -544,6 +667,7 @@ def test_a_batch_is_accepted_exactly_when_the_documented_model_accepts_it(
     body: bytes, hot: dict[str, Hot]
 ) -> None:
     check_against_the_documented_model(hot["iris"], body, batch=True)
+    check_against_the_documented_model(hot["iris"], body + b" " * LONG_BODY, batch=True)
 
 
 @settings(SOME, max_examples=80)

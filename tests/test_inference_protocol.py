@@ -198,9 +198,14 @@ SPOILT = {
     "no JSON": (b"inputs", "Invalid JSON"),
     "no inputs": (b"{}", "inputs: Field required"),
     "empty inputs": (request(), "at least 1"),
-    "too deep": (b'{"inputs":' + b"[" * 1_000_000, "recursion"),
+    "too deep": (b'{"inputs":' + b"[" * 50_000, "recursion"),
+    "far too deep": (b'{"inputs":' + b"[" * 1_000_000, "more than 90000 commas, brackets"),
+    "four million values": (
+        b'{"inputs":[{"data":[' + b"0.5," * 3_970_000 + b"1]}]}",
+        "send at most 10000 rows of 4 numbers",
+    ),
     "deep data": (
-        b'{"inputs":[{"name":"instances","shape":[1,4],"datatype":"FP64","data":' + b"[" * 100_000,
+        b'{"inputs":[{"name":"instances","shape":[1,4],"datatype":"FP64","data":' + b"[" * 50_000,
         "recursion",
     ),
     "another shape": (request(tensor(shape=[4])), "[n, 4]"),

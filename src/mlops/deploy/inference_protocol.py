@@ -37,6 +37,7 @@ from starlette.exceptions import HTTPException
 from mlops.deploy import problems
 from mlops.deploy.headers import Headers
 from mlops.deploy.predictor import Champion
+from mlops.deploy.reader import LONG_BODY, has_more_values, most_values, validator_of_long
 from mlops.deploy.schemas import LARGEST_BATCH
 from mlops.deploy.service import Service, reply_of
 from mlops.usecase import UseCase
@@ -132,6 +133,7 @@ class InferAnswer(BaseModel):
 
 
 REQUEST = TypeAdapter(InferRequest)
+VALIDATE_LONG = validator_of_long(InferRequest)
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "Named by tensor, field, value and limit"},
     401: {"model": Error, "description": "An API key is needed, and none that is known came"},
@@ -310,7 +312,7 @@ async def _infer(
     path = request.url.path
     arrived = time.perf_counter()
     try:
-        asked, tail = _parse(body, request.headers.get(JSON_LENGTH))
+        asked, tail = _parse(body, request.headers.get(JSON_LENGTH), len(service.use_case.fields))
         rows = _rows(asked, tail, service.use_case)
         _check_outputs(asked, service.use_case)
     except ProtocolError as error:
@@ -352,13 +354,20 @@ def _said(item: dict[str, Any]) -> str:
     return f"row {row[0]}: {item['msg']}" if row else str(item["msg"])
 
 
-def _parse(body: bytes, length: str | None) -> tuple[InferRequest, bytes]:
+def _parse(body: bytes, length: str | None, fields: int) -> tuple[InferRequest, bytes]:
     """Return the request and the bytes of binary tensors after it."""
     if length is not None and not (length.isdecimal() and int(length[:20]) <= len(body)):
         raise ProtocolError(f"{JSON_LENGTH} must be a number of bytes, at most the body's")
     end = len(body) if length is None else int(length)
+    head, most = body[:end], most_values(fields, LARGEST_BATCH)
+    if has_more_values(head, most):
+        raise ProtocolError(
+            f"the JSON has more than {most} commas, brackets and braces: send at most "
+            f"{LARGEST_BATCH} rows of {fields} numbers, or tensors as binary data"
+        )
+    validate = REQUEST.validate_json if end < LONG_BODY else VALIDATE_LONG
     try:
-        return REQUEST.validate_json(body[:end]), body[end:]
+        return validate(head), body[end:]
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         says = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in found]

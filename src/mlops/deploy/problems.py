@@ -14,6 +14,9 @@ from mlops.usecase import UseCase
 
 LONGEST_INPUT = 200
 MOST_ERRORS = 100
+NO_INPUT = frozenset(
+    ("missing", "json_invalid", "model_type", "too_long", "too_many_names", "too_many_values")
+)
 RETRY_AFTER_SECONDS = "1"
 
 
@@ -59,6 +62,8 @@ def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[
     # A name may be as long as the body, and hold anything.
     loc = ["body", *(part if isinstance(part, int) else shown(part) for part in item["loc"])]
     kind = item["type"]
+    if kind == "float_type" and type(item["input"]) is int:
+        kind = "finite_number"  # past the largest double, as pydantic calls it in a short body
     name = str(loc[-1])
     limits = item.get("ctx", {})
     unit = f" {units[name]}" if name in units else ""
@@ -80,7 +85,7 @@ def _invalid(item: Any, units: dict[str, str], fields: tuple[str, ...]) -> dict[
     }
     answer = {"type": kind, "loc": loc, "msg": messages.get(kind, item["msg"])}
     # The whole body is no help in naming what is missing from it, and may hold anything.
-    if kind not in {"missing", "json_invalid", "model_type", "too_long", "too_many_names"}:
+    if kind not in NO_INPUT:
         answer["input"] = given
     return answer
 

@@ -11,19 +11,23 @@ import itertools
 import json
 import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, LiteralString
 
 import numpy as np
 import orjson
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 from mlops.deploy.schemas import LARGEST_BATCH, batch_model, request_model
 from mlops.usecase import UseCase
 
 SPARE_QUOTES = 2_000
 """A body with a thousand names too many is refused at once: to describe each would take seconds."""
+SPARE_VALUES = 10_000
+"""A body with ten thousand values too many is refused before they become objects."""
+LONG_BODY = 16_384
+"""From here on errors must not hold copies of what was sent."""
 QUOTE = ord('"')
 
 
@@ -38,7 +42,9 @@ class Reader:
         self.request_model = request_model(use_case)
         self.batch_model = batch_model(use_case, self.request_model)
         self._validate_one = self.request_model.__pydantic_validator__.validate_json
+        self._validate_long = validator_of_long(self.request_model)
         self._validate_batch = self.batch_model.__pydantic_validator__.validate_json
+        self._validate_long_batch = validator_of_long(self.batch_model)
         self._fields = use_case.fields
         self._in_field_order = operator.itemgetter(*use_case.fields)
         self._quotes = 2 * len(use_case.fields)
@@ -50,7 +56,11 @@ class Reader:
         quotes = body.count(b'"')
         if quotes > self._quotes + SPARE_QUOTES:
             raise _refusal(self.request_model, "too_many_names", "has too many names")
-        record = self._validate_one(body).__dict__
+        if len(body) < LONG_BODY:
+            record = self._validate_one(body).__dict__
+        else:
+            self._refuse_too_many_values(body, self.request_model, 1)
+            record = self._validate_long(body).__dict__
         if quotes != self._quotes:
             _refuse_repeated_names(body, self.request_model)
         return [self._in_field_order(record)], [orjson.dumps(record).decode()]
@@ -61,14 +71,29 @@ class Reader:
         quotes = int(np.count_nonzero(np.frombuffer(body, np.uint8) == QUOTE))
         if quotes > 2 * self._quotes * LARGEST_BATCH + SPARE_QUOTES:
             raise _refusal(self.batch_model, "too_many_names", "has too many names")
+        self._refuse_too_many_values(body, self.batch_model, LARGEST_BATCH)
         return self._plain(body, quotes) or self._judged(body, quotes)
 
     def _judged(self, body: bytes, quotes: int) -> Rows:
-        instances = self._validate_batch(body).instances
+        validate = self._validate_batch if len(body) < LONG_BODY else self._validate_long_batch
+        instances = validate(body).instances
         if quotes != self._quotes * len(instances) + 2:
             _refuse_repeated_names(body, self.batch_model)
         records = [instance.__dict__ for instance in instances]
         return list(map(self._in_field_order, records)), _texts(records)
+
+    def _refuse_too_many_values(self, body: bytes, model: type[BaseModel], rows: int) -> None:
+        most = most_values(len(self._fields), rows)
+        if has_more_values(body, most):
+            raise _refusal(
+                model,
+                "too_many_values",
+                "the body has more than {most} commas, brackets and braces: send a number for each "
+                "of {fields}, and no more rows than {rows}",
+                most=most,
+                fields=", ".join(self._fields),
+                rows=rows,
+            )
 
     def _plain(self, body: bytes, quotes: int) -> Rows | None:
         """Read a batch of numbers within their limits, each under its name; None of any other."""
@@ -105,6 +130,39 @@ class Reader:
         )
 
 
+def most_values(fields: int, rows: int) -> int:
+    """Return how many commas, brackets and braces are enough for so many rows, in any form."""
+    return 2 * fields * rows + SPARE_VALUES
+
+
+def has_more_values(body: bytes, most: int) -> bool:
+    """Whether JSON has more commas and opening brackets and braces; each value but one needs one.
+
+    A text may hold them too, but no field is one.
+    """
+    if len(body) <= most:
+        return False
+    array = np.frombuffer(body, np.uint8)
+    return sum(int(np.count_nonzero(array == mark)) for mark in b",[{") > most
+
+
+def validator_of_long(model: type[BaseModel]) -> Callable[[bytes], Any]:
+    """Return what validates JSON like `validate_json`, but whose errors share what was sent.
+
+    Those of `validate_json` each hold a copy of the object in which something is missing.
+    """
+    validator = model.__pydantic_validator__
+
+    def validate(body: bytes) -> Any:
+        try:
+            value = from_json(body)
+        except ValueError:
+            return validator.validate_json(body)  # says what is wrong with the JSON
+        return validator.validate_python(value)
+
+    return validate
+
+
 def _texts(records: Sequence[dict[str, float]]) -> list[str]:
     return [orjson.dumps(record).decode() for record in records]
 
@@ -127,9 +185,9 @@ def _refuse_repeated_names(body: bytes, model: type[BaseModel]) -> None:
 
 
 def _refusal(
-    model: type[BaseModel], kind: LiteralString, says: LiteralString, *loc: str
+    model: type[BaseModel], kind: LiteralString, says: LiteralString, *loc: str, **context: Any
 ) -> ValidationError:
-    error = PydanticCustomError(kind, says)
+    error = PydanticCustomError(kind, says, context)
     return ValidationError.from_exception_data(
         model.__name__, [{"type": error, "loc": loc, "input": loc[-1] if loc else None}]
     )
