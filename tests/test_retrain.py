@@ -546,6 +546,18 @@ def test_it_takes_the_lowest_priority_and_leaves_a_core(tmp_path):
     assert {tuple(one) for one in json.loads(done.stdout)} == {(19, max(1, cores - 1))}
 
 
+def test_it_leaves_one_core_however_often_it_is_asked_and_minds_no_thread_that_ended():
+    code = (
+        "import os; from mlops.loop import gently; threads, cores = gently._threads(), range(8)\n"
+        "def keep(_, kept): global cores; cores = kept\n"
+        "os.sched_getaffinity, os.sched_setaffinity = lambda _: set(cores), keep\n"
+        "gently._threads = lambda: [2**30, *threads]\n"  # no thread has so large a number
+        "gently.gently(); gently.gently(); print(len(cores))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(done.stdout) == 7
+
+
 @pytest.mark.slow
 def test_answers_take_at_most_about_twice_as_long_while_it_works(known, monkeypatch):
     """What it is, `make bench` says; a machine that does other things is allowed its noise."""

@@ -176,6 +176,19 @@ def test_the_process_takes_what_others_leave_and_no_library_of_training(world):
         process.kill()
 
 
+def test_the_process_ends_well_when_its_experiment_is_over(world):
+    world.register("housing", equal)
+    begin(world, "shadow", 2)
+    with Ledger(world.settings.state_database) as ledger:
+        ledger.experiments.end(1, "stopped", "enough")
+    process = start(world)
+    try:
+        assert process.wait(30) == 0  # while its server still holds the other end of its input
+    finally:
+        process.kill()
+        process.communicate()
+
+
 # --- truths, in order and in time
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,10 +15,14 @@ from pathlib import Path
 
 import kept
 import psutil
+import pytest
 from conftest import Server, free_port, mlops
 from traffic import post, send
 
-from mlops.loop.workers import SECONDS_OF_SILENCE, Worker
+from mlops.errors import ServiceError
+from mlops.loop.foreground import _bound
+from mlops.loop.workers import SECONDS_OF_SILENCE, Supervisor, Worker
+from mlops.settings import read_settings
 from mlops.usecases.housing import HOUSING
 
 Serve = Callable[..., Server]
@@ -43,6 +49,17 @@ def pids(server: Server) -> set[int]:
     return {one.pid for one in workers(server)}
 
 
+def inherited(pid: int) -> list[str]:
+    """The open files of a process that a child of its own would have too (proc(5))."""
+    found = []
+    for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            flags = dict(line.split(":") for line in file.read_text().splitlines()[:2])["flags"]
+            if not int(flags, 8) & os.O_CLOEXEC:
+                found.append(file.name)
+    return found
+
+
 def both_up(server: Server, *, not_among: frozenset[int] = frozenset()) -> bool:
     """Whether two workers answer: each has its own log open, and takes connections."""
     now = pids(server)
@@ -59,6 +76,7 @@ def test_workers_share_one_log_one_count_and_one_champion_and_a_killed_one_is_re
     killed = min(first)
     for worker in workers(server):
         assert worker.environ()["OMP_NUM_THREADS"] == "1"
+        assert set(inherited(worker.pid)) <= {"0", "1", "2"}, "a child would keep the port"
 
     def kill(number: int, _: object) -> None:
         if number == 150:
@@ -127,3 +145,48 @@ def test_one_that_sleeps_hangs_after_a_second_and_one_that_computes_may_go_on_fo
             one.process.kill()
             one.process.wait()
             one.close()
+
+
+def test_a_supervisor_that_was_stopped_itself_does_not_take_that_for_silence() -> None:
+    supervisor = Supervisor((), read_settings(WORKERS=1), socket.socket())
+    worker = watched("import time; time.sleep(60)")
+    supervisor._workers.append(worker)
+    try:
+        supervisor._looked = worker._heard = worker._ran = time.monotonic() - 60
+        supervisor._replace()
+        assert worker.process.poll() is None
+        worker._heard = worker._ran = time.monotonic() - 60
+        supervisor._replace()
+        assert worker.process.poll() == -signal.SIGKILL
+    finally:
+        supervisor._listening.close()
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_a_worker_the_system_refuses_to_start_is_told_of_once_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    opened = psutil.Process().num_fds()
+    with socket.socket() as listening:
+        supervisor = Supervisor(("iris",), read_settings(WORKERS=1), listening)
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", refuse)
+            for _ in range(3):
+                supervisor._replace()
+                supervisor._fill()
+        assert capfd.readouterr().err.count("a worker cannot be started yet: Resource") == 1
+        supervisor._fill()
+        (worker,) = supervisor._workers
+        supervisor._end(0)
+        worker.close()
+    assert psutil.Process().num_fds() == opened
+
+
+def test_of_two_servers_that_start_together_on_one_port_the_second_says_that_it_is_taken() -> None:
+    settings = read_settings(HOST="127.0.0.1", PORT=free_port())
+    with _bound(settings), pytest.raises(ServiceError, match="cannot be used: Address already"):
+        _bound(settings)

@@ -40,7 +40,6 @@ def serve_in_foreground(names: Sequence[str], settings: Settings) -> None:
         if settings.workers == 1:
             run_server(names, settings, listening, uvicorn.Server)
         else:
-            listening.listen(BACKLOG)
             supervisor = Supervisor(names, settings, listening)
             supervisor.run(SECONDS_TO_DRAIN + 5)
 
@@ -91,11 +90,13 @@ def _allow_files(number: int) -> None:
 
 
 def _bound(settings: Settings) -> socket.socket:
-    """Bind first: a busy port should be one line, before anything is opened."""
+    """Listen first: a busy port should be one line, before anything is opened."""
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        # Two that start together may both bind (SO_REUSEADDR), but only one may listen.
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         raise ServiceError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -17,13 +19,20 @@ def gently() -> None:
     not do: between sessions and containers the kernel shares processors whatever they are. Cannot
     be taken back.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    cores = _cores()
     for thread in _threads():
-        os.setpriority(os.PRIO_PROCESS, thread, LOWEST)
-        if cores[1:]:
-            os.sched_setaffinity(thread, cores[1:])
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, thread, LOWEST)
+            if cores:
+                os.sched_setaffinity(thread, cores)
     if hasattr(psutil, "IOPRIO_CLASS_IDLE"):
         psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+@functools.cache
+def _cores() -> list[int]:
+    """Return the cores this process may keep: all but one of those it had when first asked."""
+    return sorted(os.sched_getaffinity(0))[1:] if hasattr(os, "sched_setaffinity") else []
 
 
 def _threads() -> list[int]:

@@ -314,7 +314,9 @@ def main() -> None:
     ending = threading.Event()
 
     def listen() -> None:
-        sys.stdin.buffer.read()  # until the server closes it, or dies
+        # Until the server closes it, or dies. Not by way of `sys.stdin`: the interpreter aborts if
+        # a thread still holds the lock of its buffer when the process ends.
+        os.read(sys.stdin.fileno(), 1)
         ending.set()
 
     gently()

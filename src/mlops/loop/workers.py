@@ -36,6 +36,8 @@ SECONDS_OF_SLEEP = 0.7
 """More than a worker with work waits for a processor that many share."""
 SECONDS_TO_START = 60.0
 SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_WITHOUT_A_LOOK = 1.0
+"""After more the supervisor itself was stopped (Ctrl-Z, a frozen machine): silence is no sign."""
 SECONDS_BETWEEN_BEATS = 0.3
 """More than uvicorn lets pass between two, if nothing holds it up."""
 DEATHS_AT_START = 3
@@ -66,11 +68,18 @@ class Worker:
                 },
                 pass_fds=(listening.fileno(), beat),
             )
+        except OSError:
+            self.close()
+            raise
         finally:
             os.close(beat)
         self.up = False
-        self._heard = self._ran = time.monotonic()
         self._ticks = -1
+        self.forgive()
+
+    def forgive(self) -> None:
+        """Let its silence begin now."""
+        self._heard = self._ran = time.monotonic()
 
     def hangs(self) -> bool:
         """Listen for its beats; whether it has been silent for too long."""
@@ -109,28 +118,32 @@ class Supervisor:
         self._workers: list[Worker] = []
         self._stopping = False
         self._deaths_at_start = 0
+        self._looked = time.monotonic()
+        self._refused: str | None = None
 
     def run(self, seconds_to_drain: float) -> None:
         """Raises `ServiceError` if workers cannot come up at all."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         try:
-            self._workers += [self._start() for _ in range(self._settings.workers)]
             while not self._stopping:
                 self._replace()
+                self._fill()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         finally:
             self._end(seconds_to_drain)
-
-    def _start(self) -> Worker:
-        return Worker(self._names, self._settings, self._listening)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
     def _replace(self) -> None:
-        """Put a new worker in the place of each that died or hangs."""
-        for place, worker in enumerate(self._workers):
+        """Let go of each worker that died or hangs."""
+        now = time.monotonic()
+        if now - self._looked > SECONDS_WITHOUT_A_LOOK:
+            for worker in self._workers:
+                worker.forgive()
+        self._looked = now
+        for worker in tuple(self._workers):
             if worker.process.poll() is None:
                 if not worker.hangs():
                     self._deaths_at_start *= not worker.up
@@ -142,13 +155,24 @@ class Supervisor:
                 _say(f"worker {worker.process.pid} died ({worker.process.returncode})")
             worker.hangs()  # hears what it had still said
             worker.close()
+            self._workers.remove(worker)
             self._deaths_at_start += not worker.up
             if self._deaths_at_start >= DEATHS_AT_START * self._settings.workers:
                 raise ServiceError(
                     "workers end as soon as they begin",
                     "see above what they say, or find out with: mlops serve --workers 1",
                 )
-            self._workers[place] = self._start()
+
+    def _fill(self) -> None:
+        """Start the workers that are missing; those the system refuses, at the next look."""
+        try:
+            while len(self._workers) < self._settings.workers:
+                self._workers.append(Worker(self._names, self._settings, self._listening))
+            self._refused = None
+        except OSError as error:
+            if self._refused != error.strerror:
+                _say(f"a worker cannot be started yet: {error.strerror}")
+            self._refused = error.strerror
 
     def _end(self, seconds_to_drain: float) -> None:
         deadline = time.monotonic() + seconds_to_drain
@@ -203,6 +227,9 @@ def main() -> None:
     from mlops.settings import read_settings
 
     supervisor, listening, beat = map(int, sys.argv[1:4])
+    for passed_on in (listening, beat):
+        # A child of the worker that outlives it would keep the port: uvloop closes none of these.
+        os.set_inheritable(passed_on, False)
     with socket.socket(fileno=listening) as shared:
         run_server(
             sys.argv[4:],
