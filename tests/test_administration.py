@@ -136,3 +136,41 @@ def test_over_http_an_experiment_is_begun_and_followed_and_a_rollback_ends_it(
     assert admin("experiment", action="stop")[0] == 409, "the rollback has ended it"
     assert admin("rollback", reason="again")[0] == 409
     assert [action for action, _ in lines(home)] == ["ab", "share", "end", "shadow", "end"]
+
+
+def test_a_state_database_that_is_away_is_503_and_no_answer_names_a_folder(
+    serve: Callable[..., Server], home: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "elsewhere"
+    (home / "models").rename(models)
+    server = serve("iris", MLOPS_MODELS=str(models))
+
+    def admin(path: str, **body: Any) -> tuple[int, str]:
+        code, answer = server.request(f"/admin/{path}", {"use_case": "iris", **body}, timeout=120)
+        return code, json.dumps(answer, ensure_ascii=False)
+
+    asked = (
+        ("promote", {"version": 2}),
+        ("rollback", {"reason": "a drill"}),
+        ("experiment", {"action": "shadow", "version": 2}),
+    )
+    (models / "bundles" / bundles_in(models)[2]).rename(tmp_path / "aside")
+    for path, body in (asked[0], asked[2]):
+        code, says = admin(path, **body)
+        assert (code, str(tmp_path) in says) == (409, False), says
+    for path in models.glob("state.db*"):
+        path.unlink()
+    (models / "state.db").mkdir()
+    for path, body in asked:
+        code, says = admin(path, **body)
+        assert (code, str(tmp_path) in says) == (503, False), says
+        assert "try again" in says
+    told = (home / "server.out").read_text()
+    for path, _ in asked:
+        assert f"/admin/{path} could not be answered" in told
+    assert told.count(f"the state database {models}/state.db cannot be used") >= len(asked)
+
+
+def bundles_in(models: Path) -> dict[int, str]:
+    with Ledger(models / "state.db") as ledger:
+        return {one.version: one.bundle for one in ledger.versions("iris")}

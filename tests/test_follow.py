@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,17 +19,19 @@ from mlops.deploy.service import Service
 from mlops.improve.ledger import Ledger
 from mlops.loop import follow
 from mlops.loop.follow import Follower
+from mlops.package.bundle import open_bundle
 from mlops.settings import read_settings
+from mlops.usecase import UseCase
 from mlops.usecases.iris import IRIS
 
 
 class World:
     """A service that follows the state database of `home`, in which iris has two versions."""
 
-    def __init__(self, home: Path, ledger: Ledger) -> None:
+    def __init__(self, home: Path, ledger: Ledger, use_case: UseCase) -> None:
         self.home = home
         self.ledger = ledger
-        self.service = Service(IRIS)
+        self.service = Service(use_case)
         self.service.start(tiny.ListLog(), synced=False)
         self.follower = Follower(self.service, ledger, read_settings(MLOPS_HOME=home))
 
@@ -42,9 +45,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def following(home: Path) -> AsyncIterator[World]:
+async def following(home: Path, use_case: UseCase = IRIS) -> AsyncIterator[World]:
     with Ledger(home / "models" / "state.db") as ledger:
-        world = World(home, ledger)
+        world = World(home, ledger, use_case)
         yield world
         await world.service.stop()
 
@@ -180,6 +183,58 @@ def test_while_nothing_is_decided_nothing_is_read(
             world.look()
             monkeypatch.setattr(follow, "wanted", lambda *_: pytest.fail("it was read again"))
             world.look()
+
+    asyncio.run(test())
+
+
+# --- golden rows that the use case refuses by now
+
+GOLDEN = "cannot answer its golden row "
+
+
+def narrow(bundle: str, home: Path) -> UseCase:
+    """Return iris with a limit that only some golden rows of a bundle keep."""
+    golden = open_bundle(home / "models" / "bundles" / bundle).golden["fields"]
+    values = [row[0] for row in golden]
+    assert min(values) < max(values)
+    first, *others = IRIS.features
+    middle = dataclasses.replace(first, high=(min(values) + max(values)) / 2)
+    return dataclasses.replace(IRIS, features=(middle, *others))
+
+
+def test_golden_rows_that_the_schema_refuses_keep_the_version_out_at_the_start(home: Path) -> None:
+    async def test() -> None:
+        promote(home, 2)
+        async with following(home, narrow(bundles(home)[2], home)) as world:
+            models, _, says = world.look()
+            assert models == {}
+            assert "version 2 was refused: bundle" in says
+            assert GOLDEN in says
+            assert "must be at most" in says
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("narrowed", [True, False])
+def test_a_version_that_raises_on_its_golden_rows_does_not_end_the_version_that_answers(
+    home: Path, narrowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with following(home) as world:
+            assert world.look() == (ALONE, 0.0, "Iris is answering")
+            with monkeypatch.context() as patched:
+                if narrowed:
+                    other = Service(narrow(bundles(home)[2], home))
+                    patched.setattr(world.service, "reader", other.reader)
+                else:
+                    patched.setattr(Service, "_write_batch", lambda *_: IRIS.fields[9])
+                promote(home, 2)
+                for _ in range(2):
+                    models, _, says = world.look(late=True)
+                    assert models["champion"] == 1
+                    assert GOLDEN in says
+                    assert ("must be at most" if narrowed else "IndexError") in says
+            assert world.look(late=True)[0]["champion"] == 2, "it was tried again"
 
     asyncio.run(test())
 

@@ -208,6 +208,28 @@ def test_old_rows_go_and_stay_counted_and_the_newest_stays_whatever_its_age(tmp_
     reopened.close()
 
 
+def test_full_text_files_go_with_the_last_of_their_rows_and_the_one_being_written_stays(tmp_path):
+    log, other = (open_log(tmp_path, largest_file=1500) for _ in range(2))
+    fill(log)
+    log.append([one("newest", timestamp=at(20))])
+    last = {path: int(path.suffix[1:]) for path in log._file.full()}
+    writing = log.path.with_name("predictions.log")
+    before = writing.read_bytes()
+    assert len(last) >= 3
+    prune(log, before=at(6))
+    [oldest, *_] = [row.id for row in log.rows(100)]
+    assert [path for path, number in last.items() if number >= oldest] == log._file.full()
+    assert 0 < len(log._file.full()) < len(last)
+    for each in (log, other, log):  # both may find the same files
+        prune(each, before="2027")
+    assert log._file.full() == []
+    assert writing.read_bytes() == before
+    assert other.append([one("next")])[0][0].id == 32
+    assert written(other)[-2:] == [31, 32]
+    for each in (log, other):
+        each.close()
+
+
 def test_when_a_version_answered_is_known_without_its_rows(log, monkeypatch):
     for day, version in ((1, 1), (2, 1), (3, 2), (4, 2)):
         log.append([Submission((row(day, timestamp=at(day), model_version=version),))])

@@ -110,3 +110,7 @@ class IdempotencyConflictError(MlopsError):
 
 class ServiceError(MlopsError):
     """A background process could not be started, reached or stopped."""
+
+
+REFUSALS = (UsageError, GateError, NotTrainedError, ChampionMovedError, BundleError)
+"""What whoever asks to change who answers can act on. The rest is for whoever runs the server."""

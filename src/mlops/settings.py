@@ -140,15 +140,16 @@ class Settings(BaseSettings):
         0,
         ge=0,
         validation_alias="LOG_KEEP_DAYS",
-        description="The server deletes logged rows that are older, in small steps; 0: never."
-        " What was counted stays counted",
+        description="The server deletes logged rows that are older, in small steps, and full"
+        " `predictions.log` files with the last of their rows; 0: never. What was counted stays"
+        " counted",
     )
     log_keep_mb: float = Field(
         0,
         ge=0,
         validation_alias="LOG_KEEP_MB",
-        description="The server deletes the oldest rows of a `predictions.db` that holds more;"
-        " 0: never",
+        description="The server deletes the oldest rows of a `predictions.db` that holds more,"
+        " and full `predictions.log` files with the last of their rows; 0: never",
     )
     retrain_max_age_days: float | None = Field(
         None,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlops.deploy import problems
 from mlops.deploy.schemas import ErrorAnswer
-from mlops.errors import GateError, MlopsError, UsageError
+from mlops.errors import REFUSALS, GateError, UsageError
 
 
 def _whole(value: Any) -> Any:
@@ -89,7 +89,7 @@ class ExperimentAnswer(BaseModel):
 
 
 class Admin(NamedTuple):
-    """What the routes do. Each raises `MlopsError` if it was refused."""
+    """What the routes do. Each raises one of `REFUSALS` if it was refused."""
 
     promote: Callable[[str, int, str], Awaitable[dict[str, Any]]]
     """Takes use case, version and reason."""
@@ -134,7 +134,7 @@ def _add(
         async with busy:
             try:
                 return await act(request)
-            except MlopsError as error:
+            except REFUSALS as error:
                 # How to mend the rest may name files of this machine.
                 told = error if isinstance(error, UsageError) else GateError(error.message)
                 return JSONResponse({"detail": problems.from_error(told)}, 409)
@@ -154,6 +154,9 @@ def _add(
             },
             413: {"model": ErrorAnswer, "description": "The body is too large"},
             422: {"model": ErrorAnswer, "description": "Named by field and limit"},
-            503: {"model": ErrorAnswer, "description": "Too many requests at once: try again"},
+            503: {
+                "model": ErrorAnswer,
+                "description": "Too many at once, or the state is away: try again",
+            },
         },
     )

@@ -10,10 +10,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlops.deploy.admin import Admin, ExperimentRequest
-from mlops.errors import GateError, UsageError
+from mlops.errors import REFUSALS, GateError, MlopsError, UsageError
 from mlops.improve.experiments import Experiment
 from mlops.loop import experiment as experiments
 from mlops.settings import Settings
+
+REFUSED = 3
+RUN = f"""
+import sys
+from mlops import cli
+from mlops.errors import REFUSALS, MlopsError
+try:
+    cli.app()
+except MlopsError as error:
+    print(error, file=sys.stderr)
+    sys.exit({REFUSED} if isinstance(error, REFUSALS) else 1)
+"""
+"""The command line, but its exit code tells a refusal from what whoever asked cannot mend."""
 
 log = logging.getLogger("uvicorn.error")
 
@@ -36,7 +49,12 @@ def administration(names: Sequence[str], settings: Callable[[], Settings]) -> Ad
 
     async def experiment(request: ExperimentRequest) -> dict[str, Any]:
         check(request.use_case)
-        changed = await asyncio.to_thread(_experiment, request, settings())
+        now = settings()
+        try:
+            changed = await asyncio.to_thread(_experiment, request, now)
+        except REFUSALS as error:
+            error.message, error.fix = _masked(error.message, now), _masked(error.fix, now)
+            raise
         names = ("id", "use_case", "mode", "champion", "challenger", "share", "alpha", "auto")
         return {
             name: getattr(changed, name) for name in (*names, "started_utc", "ended_utc", "outcome")
@@ -50,7 +68,7 @@ async def promote(
 ) -> dict[str, Any]:
     """Promote a version through the gates, with `over` only if that version is champion.
 
-    Raises `GateError` with what the command complained of.
+    Raises `GateError` with what the command complained of, `MlopsError` if it could not be asked.
     """
     more = () if over is None else (f"--over={over}",)
     words = (use_case, str(version), f"--reason={reason}", *more)
@@ -92,7 +110,7 @@ async def _command(settings: Settings, verb: str, *words: str) -> dict[str, Any]
     """Let a verb do it, in a process of its own: the server stays without its libraries."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "mlops.cli", verb, *words, "--json"),
+        *("-c", RUN, verb, *words, "--json"),
         env=settings.for_a_process(),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -103,10 +121,21 @@ async def _command(settings: Settings, verb: str, *words: str) -> dict[str, Any]
     finally:
         if process.returncode is None:
             process.kill()
+    said = complained.decode().strip()
+    if process.returncode == REFUSED:
+        log.error("%s of %s: %s", verb, words[0], said)
+        # The last line is made for people.
+        raise GateError(_masked(said.rpartition("\n")[2].partition(" — ")[0], settings))
     if process.returncode:
-        log.error("%s of %s: %s", verb, words[0], complained.decode().strip())
-        # The last line is made for people; paths in it are not for those who ask over HTTP.
-        says = complained.decode().strip().rpartition("\n")[2].partition(" — ")[0]
-        raise GateError(says.removeprefix("mlops: ").replace(str(settings.home.resolve()), "…"))
+        raise MlopsError(f"{verb} of {words[0]}: {said}")
     result: dict[str, Any] = json.loads(printed)
     return result
+
+
+def _masked(says: str, settings: Settings) -> str:
+    """Return the text without the configured folders: paths are not for those who ask over HTTP."""
+    folders = {one for path in (settings.home, settings.models) for one in (path, path.resolve())}
+    names = [str(folder) for folder in folders if folder.is_absolute()]
+    for name in sorted(names, key=len, reverse=True):  # one may lie in another
+        says = says.replace(name, "…")
+    return says

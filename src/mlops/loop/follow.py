@@ -11,7 +11,10 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from mlops.deploy.lineup import Lineup, Split
 from mlops.deploy.predictor import Champion
@@ -49,9 +52,27 @@ def open_champion(use_case: UseCase, version: Version, settings: Settings) -> Ch
 def rehearse(service: Service, champion: Champion, golden: dict[str, Any]) -> None:
     """Let a champion answer its golden rows as it would answer requests.
 
-    Raises `BundleError` if an answer is not the sealed one. `open_bundle` has asked the graph
-    alone; this is the whole way from JSON to JSON.
+    Raises `BundleError` if an answer is not the sealed one, or there is none. `open_bundle` has
+    asked the graph alone; this is the whole way from JSON to JSON.
     """
+    fix = f"train again with: mlops train {service.use_case.name}"
+    name = f"bundle {champion.bundle.hash[:12]}"
+    try:
+        off = _off(service, champion, golden)
+    except Exception as error:
+        # What the use case declares may have been narrowed since, and a model may raise anything.
+        where, why = _first_that_fails(service, champion, golden["fields"], error)
+        says = f"{name} cannot answer {where} as a request is answered: {why}"
+        raise BundleError(says, fix) from error
+    if not off <= GOLDEN_TOLERANCE:
+        raise BundleError(
+            f"{name} does not answer its golden rows as a request is answered (off by {off:.3g})",
+            fix,
+        )
+
+
+def _off(service: Service, champion: Champion, golden: dict[str, Any]) -> float:
+    """Return how far the answers are from the sealed ones."""
     target = service.use_case.target
     answers = service.rehearse(champion, golden["fields"])
     found = [float(answer[target.name]) for answer in answers]
@@ -59,13 +80,23 @@ def rehearse(service: Service, champion: Champion, golden: dict[str, Any]) -> No
     if target.labels:
         found += [p for answer in answers for p in answer["probabilities"].values()]
         sealed += [p for row in golden["probabilities"] for p in row]
-    off = max(abs(a - b) for a, b in zip(found, sealed, strict=True))
-    if not off <= GOLDEN_TOLERANCE:
-        raise BundleError(
-            f"bundle {champion.bundle.hash[:12]} does not answer its golden rows as a request is "
-            f"answered (off by {off:.3g})",
-            f"train again with: mlops train {service.use_case.name}",
-        )
+    return max(abs(a - b) for a, b in zip(found, sealed, strict=True))
+
+
+def _first_that_fails(
+    service: Service, champion: Champion, rows: Sequence[Sequence[float]], error: Exception
+) -> tuple[str, str]:
+    """Return the golden row that fails alone as well, and why; all of them if none does."""
+    where = "its golden rows"
+    for number, row in enumerate(rows, 1):
+        try:
+            service.rehearse(champion, [row])
+        except Exception as alone:  # noqa: BLE001  as above
+            where, error = f"its golden row {number}", alone
+            break
+    if isinstance(error, ValidationError):
+        return where, str(service.problem_of(error, b"")[1][0]["msg"])
+    return where, f"{type(error).__name__}: {error}"[:300]
 
 
 class Wanted(NamedTuple):

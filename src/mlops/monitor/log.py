@@ -277,7 +277,7 @@ class PredictionLog(LogReader):
         `largest` bytes. Call it until it returns 0: between calls others can write. The newest row
         stays, whatever its age, for the text file is recognised by it. What was counted stays
         counted. Space goes back to the disk, if the database was made by this version or later;
-        else new rows use it.
+        else new rows use it. In the end full text files go of which no row is left.
 
         Raises `LogUnavailableError` if it cannot be done.
         """
@@ -287,6 +287,12 @@ class PredictionLog(LogReader):
         while more:
             with self._lock, self._writing() as connection:
                 more = pruning.give_back(connection)
+        if not deleted:
+            [(oldest,)] = self._read(f'SELECT ifnull(min(id), 0) FROM "{self._table}"')  # noqa: S608
+            try:
+                self._file.forget_before(oldest)
+            except OSError as error:  # no reason to answer nobody, as a failed write would be
+                raise self._unavailable(error) from error
         return deleted
 
     def close(self) -> None:

@@ -187,6 +187,15 @@ class LogFile:
         names = [path for path in found if re.fullmatch(r"\.\d{12,}", path.suffix)]
         return sorted(names, key=lambda path: int(path.suffix[1:]))
 
+    def forget_before(self, oldest: int) -> None:
+        """Delete the full files that hold no row from `oldest` on: nobody writes to them any more.
+
+        Several processes may do so at once. Raises `OSError`.
+        """
+        for path in self.full():
+            if int(path.suffix[1:]) < oldest:
+                path.unlink(missing_ok=True)
+
     def _end_of_full(self) -> int:
         """Return the id in the last line of the newest full file; 0 if it is not of this log."""
         for path in reversed(self.full()):

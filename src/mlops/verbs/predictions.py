@@ -151,8 +151,9 @@ def logs_prune(
 ) -> None:
     """Delete the oldest logged rows, in small steps, while the server goes on answering.
 
-    The metrics count what was ever logged, deleted or not. `LOG_KEEP_DAYS` and `LOG_KEEP_MB` make
-    the server do this by itself.
+    Full text files (`predictions.log.*`) go with the last of their rows; the one being written
+    stays as it is. The metrics count what was ever logged, deleted or not. `LOG_KEEP_DAYS` and
+    `LOG_KEEP_MB` make the server do this by itself.
 
     Examples: `mlops logs prune housing --older-than 90d` ·
     `mlops logs prune housing --larger-than 2GB`
