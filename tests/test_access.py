@@ -199,6 +199,10 @@ def test_a_prediction_needs_a_key_from_the_first_key_on_and_is_open_before(world
     [answer] = world.ask(("POST", "/predict", HOUSE, {"x-api-key": "mlk_iris alone"}))
     assert (answer.status, "iris alone" in answer.json["detail"][0]["msg"]) == (403, True)
     assert len(world.logs["iris"].rows) == 4
+    for name, status in (("iris", 422), (IRIS.model_name, 422), ("housing", 403), ("other", 403)):
+        infer = ("POST", f"/v2/models/{name}/infer", b"{}", {"x-api-key": "mlk_iris alone"})
+        [answer] = world.ask(infer)
+        assert (answer.status == 403) == (status == 403), (name, answer.body)
 
 
 def test_explain_at_the_root_opens_to_a_key_of_the_first_use_case_alone(world: World) -> None:
@@ -532,18 +536,21 @@ def test_a_running_server_follows_keys_and_keeps_neither_key_nor_name(server: Se
 
     assert ask() == 200
     with KeyStore(server.home / "access.db") as store:
-        key = store.add("shop", "predict")
+        key = store.add("shop-of-horrors", "predict")
         until(lambda: ask() == 401)
-        assert ask(x_api_key=key) == 200
+        assert ask(x_api_key=key, idempotency_key="mine") == 200
         assert server.request("/health/ready")[0] == 200
         assert server.request("/metrics", None, {"x-api-key": key})[0] == 403
-        store.revoke("shop")
+        store.revoke("shop-of-horrors")
         until(lambda: ask(x_api_key=key) == 401)
     with contextlib.closing(
         sqlite3.connect(f"file:{server.home}/irislogs/predictions.db?mode=ro", uri=True)
     ) as log:
         clients = {row[0] for row in log.execute("SELECT client FROM irislogs")}
     assert len(clients) == 1
+    written = b"".join(path.read_bytes() for path in server.home.rglob("predictions.*"))
+    assert b"/mine" in written
+    assert b"shop-of-horrors" not in written
     kept = b"".join(path.read_bytes() for path in server.home.rglob("*") if path.is_file())
     assert key.encode() not in kept
     assert b"alice" not in kept

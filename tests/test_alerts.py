@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import socketserver
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import apsw
 import pytest
 from conftest import Server, free_port, mlops, run
 
@@ -275,6 +277,54 @@ def test_a_book_that_another_process_writes_is_left_to_it_and_looked_at_later(tm
         assert lookout.listed(("iris",))["open"] == []
         lookout.look("iris")
         assert len(alerts(settings=settings)["open"]) == 1
+    log.close()
+
+
+def test_what_one_channel_took_is_written_down_while_another_hangs(hook, tmp_path):
+    log = PredictionLog(tmp_path / "irislogs", "irislogs", "crash")
+    with socket.create_server(("127.0.0.1", 0)) as never_answers:
+        hangs = f"json://127.0.0.1:{never_answers.getsockname()[1]}"
+        settings = read_settings(
+            MLOPS_HOME=tmp_path, ALERT_HOLD_SECONDS=0, ALERT_URLS=f"{hook.url},{hangs}"
+        )
+
+        async def stop_in_between(lookout: Lookout) -> None:
+            telling = asyncio.create_task(lookout.tell())
+            await asyncio.to_thread(until, lambda: hook.told, "the first channel took it")
+            await asyncio.sleep(0.5)
+            assert not telling.done()
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+        with Lookout([Service(IRIS)], [log], settings) as lookout:
+            lookout.look("iris")
+            asyncio.run(stop_in_between(lookout))
+            [alert] = lookout.listed(("iris",))["open"]
+        assert {one["channel"]: one["sent"] is not None for one in alert["notified"]} == {
+            "json": True,
+            "json 2": False,
+        }
+    log.close()
+
+
+def test_a_copy_that_fails_leaves_the_book_as_it_was(tmp_path, monkeypatch):
+    log = PredictionLog(tmp_path / "irislogs", "irislogs", "crash")
+    settings = read_settings(MLOPS_HOME=tmp_path, ALERT_URLS="json://host", ALERT_HOLD_SECONDS=0)
+    with Lookout([Service(IRIS)], [log], settings) as lookout:
+        lookout.look("iris")
+        before = alerts(settings=settings)["open"]
+        assert len(before) == 1
+
+        def fail(*_: object) -> None:
+            raise apsw.IOError
+
+        with monkeypatch.context() as broken:
+            broken.setattr(AlertBook, "due", fail)
+            broken.setattr(AlertBook, "copy", fail)
+            with pytest.raises(apsw.IOError):
+                lookout.look("iris")
+        lookout.look("iris")
+        assert alerts(settings=settings)["open"] == before
     log.close()
 
 

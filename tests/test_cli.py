@@ -289,6 +289,8 @@ def test_every_verb_that_prints_json_prints_nothing_else_on_stdout(command, home
     exported = command("logs", "export", "iris", "--to", "x.csv", "--since=2026-01-01", "--json")
     assert exported.json == {"use_case": "iris", "path": "x.csv", "rows": 1}
     assert "sepal_length" in (home / "x.csv").read_text()
+    exported = command("logs", "export", "--since", "2026-01-01", "--to", "x.parquet", "--json")
+    assert exported.json == {"use_case": "iris", "path": "x.parquet", "rows": 1}
     pruned = command("logs", "prune", "iris", "--older-than", "90d", "--json").json
     assert pruned["deleted"] == 0
     status = command("status", "--json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Server, copy_project, start_server, strict_json
-from traffic import post, send
+from traffic import Traffic, post, send
 
 from mlops.deploy.limits import Limits
 from mlops.loop.serve import limits
@@ -259,9 +260,33 @@ def test_too_many_that_wait_are_refused_at_once_and_health_is_not(
         assert refused.headers["retry-after"] == "1"
         assert refused.json["detail"][0]["msg"] == "too many requests at once: try again"
         assert server.request("/health/ready")[0] == 200
+        infer = post("/v2/models/iris/infer", {"inputs": []})
+        replies = send(server.port, [infer] * 600, connections=100)
+        refused = next(reply for reply in replies if reply and reply.status == 503)
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json == {"error": "too many requests at once: try again"}
         logged = server.request("/iris/metrics")[1]["total_predictions"]
         assert logged == statuses.count(200)
     finally:
+        server.kill()
+
+
+def test_health_is_never_one_too_many_of_a_use_case_and_of_v2_neither(
+    trained: Path, tmp_path: Path
+) -> None:
+    server = start_server(copy_project(trained, tmp_path / "home"), MAX_WAITING="1")
+    batch = post("/iris/predict/batch", {"instances": [dict(IRIS.examples["setosa"])] * 2_000})
+    traffic = Traffic(server.port, [batch] * 100_000)
+    load = threading.Thread(target=traffic.run, args=(24,))
+    load.start()
+    try:
+        paths = ("/iris/health/live", "/housing/health/ready", "/v2/health/live", "/health/ready")
+        assert {server.request(path)[0] for path in paths * 10} == {200}
+        # Else nothing was shown.
+        assert {reply.status for reply in traffic.replies if reply} == {200, 503}
+    finally:
+        traffic.stop()
+        load.join()
         server.kill()
 
 

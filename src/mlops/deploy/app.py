@@ -163,8 +163,9 @@ class App(FastAPI):
         """Return the use case that a route is about; None if it is about several."""
         if len(self.use_cases) == 1 or path == "/explain":  # root's is the first one's
             return self.use_cases[0]
-        parts = path.removeprefix("/v2/models").split("/", 2)
-        return parts[1] if len(parts) > 1 and parts[1] in self.use_cases else None
+        name = path.removeprefix("/v2/models").split("/", 2)[1:2]
+        known = self.models.get(name[0]) if name else None  # by the model's registered name too
+        return known.use_case.name if known else None
 
 
 class HotRoute:

@@ -15,20 +15,21 @@ READ = frozenset((CLIENT, IDEMPOTENCY_KEY, API_KEY))
 
 
 class Sender(NamedTuple):
-    """Who sends a request, by the name given or that of the API key, and the idempotency key."""
+    """Who sends a request, by the name given or that of the API key `owner`, and what else it says.
+
+    `key` is the idempotency key, as it was sent.
+    """
 
     name: str
     key: str | None
+    owner: str
 
 
-NOBODY = Sender("", None)
+NOBODY = Sender("", None, "")
 
 
 def sender(headers: Headers) -> Sender:
-    """Read who sends this. Of a header that came twice, the first counts.
-
-    An idempotency key is apart for each API key: no client meets another's answers.
-    """
+    """Read who sends this. Of a header that came twice, the first counts."""
     found: dict[bytes, str] = {}
     for name, value in headers:
         if name in READ and name not in found:
@@ -37,8 +38,6 @@ def sender(headers: Headers) -> Sender:
         return NOBODY
     owner = found.get(API_KEY, "")
     key = found.get(IDEMPOTENCY_KEY)
-    if key and owner:
-        key = f"{owner}/{key}"
     if key and len(key) > LONGEST_KEY:
         key = hashlib.sha256(key.encode()).hexdigest()
-    return Sender(found.get(CLIENT) or owner, key or None)
+    return Sender(found.get(CLIENT) or owner, key or None, owner)

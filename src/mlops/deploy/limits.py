@@ -50,6 +50,7 @@ SECURITY_HEADERS = (
 )
 """Of every answer, unless it brings its own. Answers are somebody's data, and no pages."""
 NEVER_TOO_MANY = ("/health/live", "/health/ready")
+"""How the paths end that are answered all the same: of the server, of a use case, of `/v2`."""
 SAYS = {
     400: "the request is not HTTP",
     408: "the request took too long to arrive",
@@ -98,9 +99,9 @@ class Room:
             self.size = max(self.least, min(self.size, waiting) * SECONDS_TO_WAIT / waited)
 
 
-def _canned(status: int, *more: tuple[bytes, bytes]) -> bytes:
+def _canned(status: int, *more: tuple[bytes, bytes], path: str = "") -> bytes:
     kind = http.HTTPStatus(status).phrase.lower().replace(" ", "_")
-    body = problems.as_json(problems.problem(kind, SAYS[status]))
+    body = problems.for_path(path, problems.problem(kind, SAYS[status]))
     length = (b"content-length", b"%d" % len(body))
     retry = (b"retry-after", problems.RETRY_AFTER_SECONDS.encode())
     headers = [(b"content-type", b"application/json"), length, *SECURITY_HEADERS, *more]
@@ -110,6 +111,7 @@ def _canned(status: int, *more: tuple[bytes, bytes]) -> bytes:
 
 
 BUSY = _canned(503)
+BUSY_V2 = _canned(503, path="/v2")
 LAST_WORDS = {status: _canned(status, (b"connection", b"close")) for status in SAYS}
 
 
@@ -271,7 +273,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.more_body and not cycle.waiting_for_100_continue:
             self._held = app
-        elif not self.too_many_wait() or cycle.scope["path"] in NEVER_TOO_MANY:
+        elif not self.too_many_wait() or cycle.scope["path"].endswith(NEVER_TOO_MANY):
             super()._start_asgi_task(cycle, app)
         else:
             self.refuse(cycle)
@@ -285,7 +287,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._end(503)
             return
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(BUSY)
+        self.transport.write(BUSY_V2 if self.url.startswith(b"/v2/") else BUSY)
         self.answered()
         self.flow.pause_reading()
         self._watch.deafen(self.flow, self.loop)

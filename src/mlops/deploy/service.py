@@ -392,8 +392,7 @@ class Service:
         group = self._group
         try:
             rows, inputs = read(body)
-            name, key = sender(headers)
-            client = self._client(name) if name else None
+            client, key = self._sender(headers)
         except Exception as error:  # noqa: BLE001  # becomes an answer
             self._fail(error, body, headers, path, respond)
         else:
@@ -434,6 +433,16 @@ class Service:
 
     def _write_batch(self, logged: Logged) -> bytes:
         return f'{{"predictions":[{",".join(answers(self.use_case, logged))}]}}'.encode()
+
+    def _sender(self, headers: Headers) -> tuple[str | None, str | None]:
+        """Return the digest of the client's name, if it has one, and the idempotency key.
+
+        A key is apart for each API key: no client meets another's answers.
+        """
+        name, key, owner = sender(headers)
+        if key and owner:
+            key = f"{self._client(owner)}/{key}"
+        return self._client(name) if name else None, key
 
     def _client(self, name: str) -> str:
         """Return a keyed digest of the client's name: enough to count clients, not to name them.

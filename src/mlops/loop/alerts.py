@@ -124,8 +124,10 @@ class Lookout:
         if self._book is not self._kept:
             raise error
         log.error("alerts are kept in memory, for alerts.db cannot be written: %s", error)
-        self._book = AlertBook(None)
-        self._book.copy(self._kept)
+        memory = AlertBook(None)
+        # First all that can still be read: what could not be would be lost when it is copied back.
+        memory.copy(self._kept)
+        self._book = memory
 
     def _leave_memory(self) -> None:
         if self._book is self._kept:
@@ -144,11 +146,14 @@ class Lookout:
         if not messages:
             return
         urls = {channel.key: channel for channel in self._channels}
-        errors = await send([note(one, urls[one.channel]) for one in messages])
-        for message, error in zip(messages, errors, strict=True):
+
+        async def told(number: int, error: str | None) -> None:
+            message = messages[number]
             if error:
                 log.error("alert to %s not sent: %s", urls[message.channel].name, error)
-        await asyncio.to_thread(self._settle, messages, errors)
+            await asyncio.to_thread(self._settle, message, error)
+
+        await send([note(one, urls[one.channel]) for one in messages], told)
 
     def watched(self, name: str) -> Watched:
         """Return what is known of a use case beside its traffic."""
@@ -208,10 +213,9 @@ class Lookout:
         with self._lock:
             return self._book.claim(clock.unix(), self._channels)
 
-    def _settle(self, messages: Sequence[Message], errors: Sequence[str | None]) -> None:
+    def _settle(self, message: Message, error: str | None) -> None:
         with self._lock:
-            for message, error in zip(messages, errors, strict=True):
-                self._book.settle(message, error, clock.unix())
+            self._book.settle(message, error, clock.unix())
 
 
 def alerts(name: str | None = None, *, settings: Settings | None = None) -> dict[str, Any]:

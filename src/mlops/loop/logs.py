@@ -17,7 +17,7 @@ from mlops.loop.report import Report, Silent
 from mlops.monitor.export import writer_for
 from mlops.monitor.log import PredictionLog
 from mlops.settings import Settings, read_settings
-from mlops.usecases import find
+from mlops.usecases import USE_CASES, find
 
 AGES = {"d": 1.0, "h": 1 / 24, "m": 1 / 1440}
 SIZES = {"gb": 1e9, "mb": 1e6, "kb": 1e3}
@@ -54,7 +54,7 @@ def logs(
 
 
 def export(
-    name: str,
+    name: str | None,
     to: Path,
     *,
     since: str | None = None,
@@ -64,6 +64,8 @@ def export(
 ) -> dict[str, Any]:
     """Write the predictions logged from `since` on and before `until` to a file, whole or not.
 
+    They are those of the first use case that has a log, unless one is named, as of the server's
+    paths those at the root are.
     Its ending says the format: `.parquet`, `.csv` or `.jsonl`. A server may go on answering.
 
     Raises `UsageError` for a moment or an ending that is none, `NotTrainedError` without a log.
@@ -72,6 +74,10 @@ def export(
 
     settings, report = settings or read_settings(), report or Silent()
     write = writer_for(to)
+    if name is None:
+        name = next(
+            (one for one in USE_CASES if has_log(find(one), settings)), next(iter(USE_CASES))
+        )
     bounds = [None if text is None else moment(text) for text in (since, until)]
     with (
         contextlib.closing(open_existing(name, settings)) as log,

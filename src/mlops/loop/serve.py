@@ -214,7 +214,10 @@ async def _keep_looking(
     while True:
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         for service in services:
-            await service.mend()
+            try:
+                await service.mend()
+            except Exception:
+                log.exception("%s: the log could not be mended", service.use_case.name)
         try:
             access.take(keys.known())
         except Exception:
@@ -231,13 +234,15 @@ async def _keep_pruning(logs: Sequence[PredictionLog], settings: Settings) -> No
     """Delete what the settings say is too old or too much, a little at a time."""
     largest = int(settings.log_keep_mb * MEGABYTE) or None
     while settings.log_keep_days or largest:
-        before = days_ago(settings.log_keep_days) if settings.log_keep_days else None
         for prediction_log in logs:
             try:
+                before = days_ago(settings.log_keep_days) if settings.log_keep_days else None
                 while await asyncio.to_thread(prediction_log.prune, before=before, largest=largest):
                     await asyncio.sleep(SECONDS_BETWEEN_STEPS)
             except MlopsError as error:
                 log.error("old predictions could not be deleted: %s", error)
+            except Exception:
+                log.exception("old predictions could not be deleted")
         await asyncio.sleep(SECONDS_BETWEEN_PRUNINGS)
 
 
@@ -254,3 +259,5 @@ async def _keep_judging(
                 await asyncio.to_thread(judge, service.use_case, prediction_log, settings)
             except MlopsError as error:
                 log.error("%s: quality could not be judged: %s", service.use_case.name, error)
+            except Exception:
+                log.exception("%s: quality could not be judged", service.use_case.name)

@@ -32,7 +32,7 @@ def add_key(
     second.
 
     Examples: `mlops keys add shop --role predict` ·
-    `mlops keys add grafana --role read` · `mlops keys add ci --role admin --use-case housing`
+    `mlops keys add grafana --role read` · `mlops keys add ci --role predict --use-case housing`
     """
     from mlops.loop.keys import add_key as run
 

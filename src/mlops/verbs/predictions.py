@@ -125,21 +125,24 @@ def logs(
 
 
 def logs_export(
-    use_case: UseCaseName,
     to: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .jsonl")],
+    use_case: Annotated[
+        str | None, typer.Argument(metavar="USE_CASE", help="The first with a log, unless named")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="From this date or time on, UTC")] = None,
     until: Annotated[str | None, typer.Option(help="Before this date or time, UTC")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write logged predictions to a file, while the server goes on answering.
 
-    Examples: `mlops logs export housing --since 2026-11-01 --to november.parquet` ·
+    Examples: `mlops logs export --since 2026-11-01 --to x.parquet` ·
+    `mlops logs export housing --since 2026-11-01 --to november.parquet` ·
     `mlops logs export iris --to all.csv`
     """
     from mlops.loop.logs import export
 
     result = export(use_case, to, since=since, until=until, report=progress())
-    text = f"{result['path']} written: {result['rows']:,} predictions"
+    text = f"{result['path']} written: {result['rows']:,} predictions of {result['use_case']}"
     print_result(result, as_json, lambda: out.print(text, soft_wrap=True))
 
 

@@ -111,8 +111,7 @@ def tune(
     candidate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tune this one alone (may be repeated), also a product of a profile; unset: all"
-            " plain ones with a search space"
+            help="Tune this one alone (may be repeated); unset: all plain ones with a search space"
         ),
     ] = None,
     jobs: Annotated[

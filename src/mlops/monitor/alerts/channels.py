@@ -15,12 +15,14 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from mlops.errors import UsageError
 from mlops.monitor.alerts.book import Channel
+
+Told = Callable[[int, str | None], Awaitable[None]]
 
 SECONDS_TO_SEND = 20.0
 SCHEME = r"[A-Za-z][A-Za-z0-9]*://"
@@ -56,11 +58,14 @@ def parse_channels(text: str) -> tuple[Channel, ...]:
     return tuple(channels)
 
 
-async def send(notes: Sequence[Note], seconds: float = SECONDS_TO_SEND) -> list[str | None]:
+async def send(
+    notes: Sequence[Note], told: Told | None = None, seconds: float = SECONDS_TO_SEND
+) -> list[str | None]:
     """Send notes side by side; return for each why it could not be sent, None if it was.
 
-    A note that is not sent after `seconds` has failed. Raises `OSError` if no process can be
-    started for it.
+    `told` is called with the place of each and the same, as soon as that is known: whoever is
+    cancelled while one channel hangs has written down what the others took. A note that is not sent
+    after `seconds` has failed. Raises `OSError` if no process can be started for it.
     """
     answers: dict[int, str | None] = {}
     missing = "the process that sends ended without an answer"
@@ -76,6 +81,8 @@ async def send(notes: Sequence[Note], seconds: float = SECONDS_TO_SEND) -> list[
             async for line in process.stdout:  # type: ignore[union-attr]
                 number, error = json.loads(line)
                 answers[number] = error
+                if told:
+                    await told(number, error)
     except TimeoutError:
         missing = f"no answer within {seconds:g} s"
     except OSError:  # it ended before it had read all of them
@@ -85,7 +92,12 @@ async def send(notes: Sequence[Note], seconds: float = SECONDS_TO_SEND) -> list[
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    return [answers.get(number, missing) for number in range(len(notes))]
+    for number in range(len(notes)):
+        if number not in answers:
+            answers[number] = missing
+            if told:
+                await told(number, missing)
+    return [answers[number] for number in range(len(notes))]
 
 
 def cleared(text: str, url: str) -> str:
