@@ -224,10 +224,16 @@ def test_one_too_many_is_refused_before_its_body_is_read_and_counted(
         reader, writer = await server.connect()
         writer.write(post())
         await asyncio.sleep(0.02)
-        for request_ in (post(b"no JSON"), infer, post(b"{", "Connection: close")):
+        says = "too many requests at once: try again"
+        for request_ in (post(b"no JSON"), post(b"{", "Connection: close")):
             status, headers, body = await server.ask(request_)
             assert (status, headers["retry-after"]) == (503, "1")
-            assert strict_json(body)["detail"][0]["msg"] == "too many requests at once: try again"
+            assert strict_json(body)["detail"][0]["msg"] == says
+        last = post(b"{}", "Connection: close", path="/v2/models/iris/infer")
+        for request_ in (infer, last):
+            status, headers, body = await server.ask(request_)
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert strict_json(body) == {"error": says}
         assert (await server.ask(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
         assert (await server.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 503
         server.log.gate.set()
@@ -236,7 +242,7 @@ def test_one_too_many_is_refused_before_its_body_is_read_and_counted(
         assert (await server.ask(post()))[0] == 200
         await server.app.models["iris"].metrics()
         counted = sorted(status for _, status, _, _ in server.log.timings)
-        assert counted == [200, 200, 503, 503, 503], "of metrics, nobody counts the refusals"
+        assert counted == [200, 200, 503, 503, 503, 503], "of metrics, nobody counts the refusals"
 
     running(ask, http=lambda app: protocol.protocol_for(app, Limits(waiting=1)))
 

@@ -112,7 +112,9 @@ def _canned(status: int, *more: tuple[bytes, bytes], path: str = "") -> bytes:
 
 BUSY = _canned(503)
 BUSY_V2 = _canned(503, path="/v2")
-LAST_WORDS = {status: _canned(status, (b"connection", b"close")) for status in SAYS}
+CLOSE = (b"connection", b"close")
+LAST_WORDS = {status: _canned(status, CLOSE) for status in SAYS}
+LAST_BUSY_V2 = _canned(503, CLOSE, path="/v2")
 
 
 class _Watch:
@@ -283,11 +285,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def refuse(self, cycle: RequestResponseCycle) -> None:
         """Say that it is too much, at a fraction of what an answer costs."""
+        about_v2 = self.url.startswith(b"/v2/")
         if not cycle.keep_alive:
-            self._end(503)
+            self._end(503, LAST_BUSY_V2 if about_v2 else LAST_WORDS[503])
             return
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(BUSY_V2 if self.url.startswith(b"/v2/") else BUSY)
+        self.transport.write(BUSY_V2 if about_v2 else BUSY)
         self.answered()
         self.flow.pause_reading()
         self._watch.deafen(self.flow, self.loop)
@@ -311,7 +314,7 @@ class LimitedProtocol(HttpToolsProtocol):
             ):
                 self.transport.close()
 
-    def _end(self, status: int) -> None:
+    def _end(self, status: int, words: bytes = b"") -> None:
         """Answer with an error and close, unless an answer is on its way already."""
         if self.transport.is_closing():
             return
@@ -319,7 +322,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.response_started and not self.cycle.response_complete
         )
         if not answering:
-            self.transport.write(LAST_WORDS[status])
+            self.transport.write(words or LAST_WORDS[status])
         self._held = None
         if self.cycle is not None:
             # Its task, if it has one, is told as if the client had gone.
