@@ -68,6 +68,12 @@ async def send(
     after `seconds` has failed. Raises `OSError` if no process can be started for it.
     """
     answers: dict[int, str | None] = {}
+
+    async def know(number: int, error: str | None) -> None:
+        answers[number] = error
+        if told:
+            await told(number, error)
+
     missing = "the process that sends ended without an answer"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__),
@@ -79,10 +85,7 @@ async def send(
         async with asyncio.timeout(seconds):
             process.stdin.write(f"{json.dumps(notes)}\n".encode())  # type: ignore[union-attr]  # a pipe
             async for line in process.stdout:  # type: ignore[union-attr]
-                number, error = json.loads(line)
-                answers[number] = error
-                if told:
-                    await told(number, error)
+                await know(*json.loads(line))
     except TimeoutError:
         missing = f"no answer within {seconds:g} s"
     except OSError:  # it ended before it had read all of them
@@ -94,9 +97,7 @@ async def send(
             await process.wait()
     for number in range(len(notes)):
         if number not in answers:
-            answers[number] = missing
-            if told:
-                await told(number, missing)
+            await know(number, missing)
     return [answers[number] for number in range(len(notes))]
 
 
